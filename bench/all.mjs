@@ -1,0 +1,3 @@
+await import('./startup.mjs');
+await import('./scan.mjs');
+await import('./fill.mjs');

@@ -1,0 +1,21 @@
+import { parseArgs } from 'node:util';
+
+const { values } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    check: { type: 'boolean', default: false },
+    'rivals-only': { type: 'boolean', default: false },
+    trials: { type: 'string' },
+  },
+});
+
+/**
+ * --quick: a small slice, its results kept apart. --check: exit 1 if a limit is missed.
+ * --rivals-only: without thicken, to try the rest.
+ */
+export const options = {
+  quick: values.quick,
+  check: values.check,
+  rivalsOnly: values['rivals-only'],
+  trials: Number(values.trials ?? (values.quick ? 2 : 5)),
+};

@@ -1,0 +1,67 @@
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statfsSync } from 'node:fs';
+import { basename, join } from 'node:path';
+
+const mkfs = {
+  // No discard: it would punch out what was preallocated beneath.
+  ext4: ['mkfs.ext4', '-q', '-F', '-E', 'nodiscard'],
+  xfs: ['mkfs.xfs', '-q', '-f', '-K'],
+};
+
+/**
+ * A file system on a loop device of its own. Its backing file is allocated first, and the loop
+ * device bypasses the host's page cache, so that what is timed is the disk and not the growth of
+ * a file in memory.
+ * @param {'ext4' | 'xfs'} type
+ * @param {number} size bytes
+ * @param {(folder: string) => Promise<void>} body
+ */
+export async function withFilesystem(type, size, body) {
+  const filesystem = createFilesystem(type, size);
+  const leave = () => filesystem.dispose();
+  const interrupted = () => process.exit(130);
+  process.once('exit', leave);
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, interrupted);
+  try {
+    await body(filesystem.path);
+  } finally {
+    leave();
+    process.off('exit', leave);
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.off(signal, interrupted);
+  }
+}
+
+function createFilesystem(type, size) {
+  const home = process.env.THICKEN_SCRATCH ?? '/var/tmp';
+  const { bavail, bsize } = statfsSync(home);
+  if (bavail * bsize < size) throw new Error(`${home} has less than ${size} bytes free`);
+  const folder = mkdtempSync(join(home, 'thicken-bench-'));
+  const [image, path] = [join(folder, 'image'), join(folder, 'mount')];
+  const undo = [() => rmSync(folder, { recursive: true })];
+  const dispose = () => {
+    while (undo.length > 0) undo.pop()();
+  };
+  try {
+    execFileSync('fallocate', ['-l', String(size), image]);
+    const device = attach(image);
+    undo.push(() => detach(device, image));
+    execFileSync(mkfs[type][0], [...mkfs[type].slice(1), device]);
+    mkdirSync(path);
+    execFileSync('mount', ['-t', type, device, path]);
+    undo.push(() => execFileSync('umount', ['--lazy', path]));
+  } catch (error) {
+    dispose();
+    throw error;
+  }
+  return { path, dispose };
+}
+
+function attach(image) {
+  const args = ['--find', '--show', '--direct-io=on', image];
+  return execFileSync('losetup', args, { encoding: 'utf8' }).trim();
+}
+
+function detach(device, image) {
+  const backing = readFileSync(`/sys/block/${basename(device)}/loop/backing_file`, 'utf8');
+  if (backing === `${image}\n`) execFileSync('losetup', ['--detach', device]);
+}

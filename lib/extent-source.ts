@@ -1,0 +1,162 @@
+/** Where the extents of an image come from. */
+import { readFile, stat } from 'node:fs/promises';
+import { Descriptor, READ_ONLY } from './descriptor.js';
+import { ThickenError } from './errors.js';
+import { UNKNOWN, type ExtentPage } from './extent.js';
+import { EXTENT_METHODS, native, type CancelFlag, type ExtentMethod } from './native.js';
+import { readFilesystem, type Filesystem } from './filesystem.js';
+import { endOf } from './range.js';
+import type { ByteRange } from './types.js';
+import { deviceName } from './users.js';
+
+/** Large enough that the hop to the native thread does not count, small enough to stay in cache. */
+const PAGE_EXTENTS = 8192;
+
+export interface ExtentSource extends AsyncDisposable {
+  /** How the extents are read; null where there are none to read. */
+  readonly method: ExtentMethod | null;
+  /** The file system under the extents; null where there is none. */
+  readonly filesystem: Filesystem | null;
+  /** The file that the extents belong to; null where there is none. */
+  readonly file: Descriptor | null;
+  /** Pages without a gap from the start of `range` to its end. */
+  pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined>;
+}
+
+/** Extents of a regular file; by FIEMAP as long as the file system answers it, else SEEK_HOLE. */
+export class FileExtents implements ExtentSource {
+  method: ExtentMethod;
+
+  constructor(
+    readonly file: Descriptor,
+    readonly filesystem: Filesystem,
+    private readonly asked?: ExtentMethod,
+    /** Bytes into the file where the image starts. */
+    private readonly shift = 0,
+  ) {
+    this.method = asked ?? (filesystem.abilities.fiemap ? 'fiemap' : 'seek');
+  }
+
+  /** Reads one page ahead: the native thread works while the caller looks at the last one. */
+  async *pages(range: ByteRange, cancel?: CancelFlag) {
+    if (range.length === 0) return;
+    let ahead = this.read(range.offset, endOf(range), cancel);
+    for (;;) {
+      const page = await ahead;
+      const more = page.next < endOf(range) && page.offset.length > 0;
+      if (more) {
+        ahead = this.read(page.next, endOf(range), cancel);
+        // Awaited above, unless the caller leaves the loop before.
+        ahead.catch(() => undefined);
+      }
+      yield page;
+      if (!more) return;
+    }
+  }
+
+  private async read(offset: number, end: number, cancel?: CancelFlag) {
+    const page = await this.readShifted(offset + this.shift, end + this.shift, cancel);
+    if (this.shift !== 0) {
+      page.next -= this.shift;
+      page.offset.forEach((value, i) => (page.offset[i] = value - this.shift));
+    }
+    return page;
+  }
+
+  private async readShifted(offset: number, end: number, cancel?: CancelFlag) {
+    try {
+      return await this.readBy(this.method, offset, end, cancel);
+    } catch (error) {
+      if (this.asked || this.method !== 'fiemap' || !isLacking(error)) throw error;
+      this.method = 'seek';
+      this.filesystem.abilities.fiemap = false;
+      return this.readBy('seek', offset, end, cancel);
+    }
+  }
+
+  private readBy(method: ExtentMethod, offset: number, end: number, cancel?: CancelFlag) {
+    const code = EXTENT_METHODS.indexOf(method);
+    return this.file.use((fd) =>
+      native().readExtents(fd, code, offset, end, PAGE_EXTENTS, cancel),
+    );
+  }
+
+  /** The file belongs to whoever opened it. */
+  async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+function isLacking(error: unknown): boolean {
+  return error instanceof ThickenError && ['EOPNOTSUPP', 'ENOTTY', 'EINVAL'].includes(error.code);
+}
+
+/** A block device tells nothing of what is behind it. */
+export class UnknownExtents implements ExtentSource {
+  readonly method = null;
+  readonly filesystem = null;
+  readonly file = null;
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- the interface is asynchronous
+  async *pages(range: ByteRange): AsyncGenerator<ExtentPage, void, undefined> {
+    if (range.length === 0) return;
+    yield {
+      offset: Float64Array.of(range.offset),
+      length: Float64Array.of(range.length),
+      state: Uint8Array.of(UNKNOWN),
+      flags: Uint32Array.of(0),
+    };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/**
+ * Extents of a loop device: those of the file behind it, where that can be found by the name that
+ * sysfs gives, and is the same file (device and inode). What was written to the device is flushed
+ * first, so that the file knows of it.
+ */
+export class LoopExtents implements ExtentSource {
+  private constructor(
+    private readonly device: Descriptor,
+    private readonly behind: FileExtents,
+    readonly file: Descriptor,
+  ) {}
+
+  get method() {
+    return this.behind.method;
+  }
+
+  get filesystem() {
+    return this.behind.filesystem;
+  }
+
+  /** null where `device` is no loop device, or its file can't be read from here. */
+  static async open(device: Descriptor): Promise<LoopExtents | null> {
+    const loop = await device.use((fd) => native().loopFacts(fd));
+    if (!loop) return null;
+    const file = await openBacking(device, loop).catch(() => null);
+    if (!file) return null;
+    const behind = new FileExtents(file, await readFilesystem(file), undefined, loop.offset);
+    return new LoopExtents(device, behind, file);
+  }
+
+  async *pages(range: ByteRange, cancel?: CancelFlag) {
+    await this.device.use((fd) => native().syncFile(fd, true));
+    yield* this.behind.pages(range, cancel);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.file.close();
+  }
+}
+
+async function openBacking(
+  device: Descriptor,
+  loop: { device: number; inode: number },
+): Promise<Descriptor | null> {
+  const { rdev } = await stat(device.path);
+  const sysfs = `/sys/dev/block/${deviceName(rdev)}/loop/backing_file`;
+  const path = (await readFile(sysfs, 'utf8')).replace(/\n$/, '');
+  const facts = await stat(path);
+  const same = facts.isFile() && facts.ino === loop.inode && facts.dev === loop.device;
+  return same ? Descriptor.open(path, READ_ONLY) : null;
+}

@@ -1,0 +1,26 @@
+export { open, Image, type OpenOptions } from './image.js';
+export { Job } from './job.js';
+export { ThickenError } from './errors.js';
+export {
+  EXTENT_FLAGS,
+  HOST_STATES,
+  type Extent,
+  type ExtentPage,
+  type HostState,
+} from './extent.js';
+export type { ExtentMethod } from './native.js';
+export type { Plan, Survey } from './plan.js';
+export type {
+  AllocationDone,
+  AllocationRequest,
+  AllocationResult,
+  ByteRange,
+  ImageInfo,
+  MapEntry,
+  MissingRange,
+  PlanStep,
+  Preallocation,
+  Progress,
+  RouteName,
+  Verdict,
+} from './types.js';

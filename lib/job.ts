@@ -1,0 +1,355 @@
+/** A plan being carried out. */
+import { EventEmitter } from 'node:events';
+import { errors, rangeError, ThickenError, toThickenError, withDetails } from './errors.js';
+import type { Descriptor } from './descriptor.js';
+import type { ExtentSource } from './extent-source.js';
+import { readSpace } from './filesystem.js';
+import { native, type CancelFlag, type Work } from './native.js';
+import { RateMeter } from './pace.js';
+import { runPass, type PassControl } from './pass.js';
+import { Planner, routeFor, type Plan, type PlanFacts, type PlanRequest } from './plan.js';
+import { resolveRange, widen } from './range.js';
+import { ROUTES, type RouteContext } from './routes/index.js';
+import { bytesNeeded, keepFreeBytes } from './space.js';
+import { Throttle } from './throttle.js';
+import type {
+  AllocationDone,
+  AllocationRequest,
+  AllocationResult,
+  ByteRange,
+  Progress,
+  RouteName,
+} from './types.js';
+
+const PROGRESS_MS = 100;
+const NO_SPACE = { available: 0, total: 0, quota: false };
+
+/** The image as a job needs it. */
+export interface JobImage {
+  path: string;
+  format: string;
+  descriptor: Descriptor;
+  source: ExtentSource;
+  facts: PlanFacts;
+  context: Omit<RouteContext, 'level' | 'exclusive'>;
+  /** Whether the extents tell reserved from missing, so that a result can be verified. */
+  exact: boolean;
+  /** What can't be promised of this image. */
+  noGuarantee: string | null;
+  warnings: string[];
+  /** Throws where the image can't be acted on. */
+  check(): Promise<void>;
+}
+
+interface Scope {
+  requested: ByteRange;
+  effective: ByteRange;
+}
+
+/** The range of a request. Throws RANGE. */
+export function scopeOf(image: JobImage, request: { offset?: number; length?: number }): Scope {
+  const { size, granularity } = image.context;
+  const requested = resolveRange(request, size, image.path);
+  return { requested, effective: widen(requested, granularity, size) };
+}
+
+/** Scans the range, and plans what to do about it. */
+export async function planFor(
+  image: JobImage,
+  request: PlanRequest,
+  cancel?: CancelFlag,
+): Promise<Plan> {
+  const planner = new Planner(image.facts, request);
+  for await (const page of image.source.pages(request.range, cancel)) planner.add(page);
+  return planner.finish();
+}
+
+/**
+ * Allocates what a request asks for. Emits `progress` ({@link Progress}) at most ten times a
+ * second, and once at the end.
+ */
+export class Job extends EventEmitter<{ progress: [Progress] }> {
+  /**
+   * Rejects with a ThickenError: CANCELLED, KEEP_FREE, ENOSPC, EDQUOT, IN_USE, RANGE, USAGE,
+   * FORMAT_REQUIRED, UNSUPPORTED, CHANGED, NOT_VERIFIED, or the errno's name of a failed call. Once
+   * the run had begun, the error's `done` says how far it came. A result that nobody awaits does
+   * not end the process.
+   */
+  readonly result: Promise<AllocationResult>;
+
+  private readonly controller = new AbortController();
+  private readonly cancelFlag: CancelFlag = new (native().CancelFlag)();
+  private readonly rate = new RateMeter();
+  private readonly began = performance.now();
+  private throttle: Throttle | undefined;
+  private speed = Infinity;
+  private iops = Infinity;
+  private gate: { opened: Promise<void>; open: () => void } | undefined;
+  private emitted = -Infinity;
+  private route: RouteName = 'fallocate';
+  private position = 0;
+  private total = 0;
+  private allocated = 0;
+  private skipped = 0;
+
+  constructor(
+    private readonly image: JobImage,
+    private readonly request: AllocationRequest,
+    signal?: AbortSignal,
+  ) {
+    super();
+    if (signal?.aborted) this.cancel();
+    const onAbort = () => this.cancel();
+    signal?.addEventListener('abort', onAbort, { once: true });
+    this.result = this.run().finally(() => signal?.removeEventListener('abort', onAbort));
+    this.result.catch(() => undefined);
+  }
+
+  /** Stops before the next chunk; what is in flight is completed. */
+  pause(): void {
+    if (this.gate) return;
+    let open = () => {};
+    const opened = new Promise<void>((resolve) => (open = resolve));
+    this.gate = { opened, open };
+    this.emitProgress(true);
+  }
+
+  resume(): void {
+    this.gate?.open();
+    this.gate = undefined;
+    this.emitProgress(true);
+  }
+
+  get paused(): boolean {
+    return this.gate !== undefined;
+  }
+
+  /** Most bytes a second from now on; Infinity for no limit. Throws RANGE unless above 0. */
+  setSpeed(bytesPerSecond: number): void {
+    this.speed = checkLimit('speed', bytesPerSecond);
+    this.throttle?.setSpeed(this.speed);
+  }
+
+  /** Most requests a second from now on; Infinity for no limit. Throws RANGE unless above 0. */
+  setIops(requestsPerSecond: number): void {
+    this.iops = checkLimit('iops', requestsPerSecond);
+    this.throttle?.setIops(this.iops);
+  }
+
+  /** Ends the run after what is in flight; `result` then rejects with CANCELLED. */
+  cancel(): void {
+    this.cancelFlag.cancel();
+    this.controller.abort();
+    this.gate?.open();
+  }
+
+  /** Where the run is, now. */
+  progress(): Progress {
+    const rate = this.rate.note(performance.now(), this.position);
+    const left = this.total - this.position;
+    return {
+      position: this.position,
+      total: this.total,
+      route: this.route,
+      rate,
+      secondsLeft: rate > 0 ? left / rate : null,
+      paused: this.paused,
+    };
+  }
+
+  private async run(): Promise<AllocationResult> {
+    // Lets the caller attach listeners before anything happens.
+    await Promise.resolve();
+    this.setSpeed(this.request.speed ?? this.speed);
+    this.setIops(this.request.iops ?? this.iops);
+    this.throttle = new Throttle(this.speed, this.iops);
+    keepFreeBytes(this.request.keepFree, NO_SPACE);
+    await this.image.check();
+    const scope = scopeOf(this.image, this.request);
+    const request: PlanRequest = {
+      range: scope.effective,
+      level: this.request.preallocation ?? 'falloc',
+      route: this.request.route,
+    };
+    const plan = await this.scan(request);
+    try {
+      const carriedOut = await this.carryOut(plan, request);
+      return await this.finish(scope, request, plan, carriedOut);
+    } catch (error) {
+      throw withDetails(toThickenError(error), { done: this.done(scope, plan) });
+    }
+  }
+
+  private async scan(request: PlanRequest): Promise<Plan> {
+    const plan = await planFor(this.image, request, this.cancelFlag);
+    this.throwIfCancelled();
+    return plan;
+  }
+
+  private throwIfCancelled(): void {
+    if (this.controller.signal.aborted) throw errors.cancelled(this.image.path);
+  }
+
+  /** Returns the plan that was carried out in the end. */
+  private async carryOut(plan: Plan, request: PlanRequest): Promise<Plan> {
+    if (plan.passes.length === 0) return plan;
+    const keepFree = await this.checkSpace(plan);
+    this.total = plan.passes.reduce((sum, pass) => sum + pass.bytes, 0);
+    try {
+      await this.runPasses(plan, request, keepFree);
+      return plan;
+    } catch (error) {
+      if (!this.turnAbilityOff(error)) throw error;
+      return this.carryOut(await this.scan(request), request);
+    }
+  }
+
+  /** Whether the error shows that the file system lacks what the plan had hoped for. */
+  private turnAbilityOff(error: unknown): boolean {
+    const { abilities } = this.image.facts;
+    const lacking = error instanceof ThickenError && error.code === 'EOPNOTSUPP';
+    if (!lacking || (this.route !== 'fallocate' && this.route !== 'unshare')) return false;
+    if (this.request.route === this.route || !abilities[this.route]) return false;
+    abilities[this.route] = false;
+    return true;
+  }
+
+  private async runPasses(plan: Plan, request: PlanRequest, keepFree: number): Promise<void> {
+    const live = await this.isLive();
+    for (const { route, range } of plan.passes) {
+      this.route = route;
+      const pass = {
+        route: ROUTES[route],
+        source: this.image.source,
+        context: this.routeContext(request),
+        range,
+        takes: (state: number) => routeFor(state, this.image.facts, request) === route,
+      };
+      await runPass(pass, this.control(keepFree, live));
+      this.throwIfCancelled();
+    }
+    this.emitProgress(true);
+  }
+
+  private routeContext(request: PlanRequest): RouteContext {
+    const exclusive = this.request.exclusive ?? false;
+    return { ...this.image.context, level: request.level, exclusive };
+  }
+
+  /** Whether somebody has the file open for writing; a cautious yes where that can't be told. */
+  private async isLive(): Promise<boolean> {
+    if (this.image.facts.kind !== 'file') return false;
+    return this.image.descriptor.use((fd) => native().probeWriter(fd).catch(() => true));
+  }
+
+  private control(keepFree: number, live: boolean): PassControl {
+    return {
+      signal: this.controller.signal,
+      cancel: this.cancelFlag,
+      throttle: this.throttle!,
+      limits: () => ({ speed: this.speed, iops: this.iops }),
+      unpaused: async () => {
+        while (this.gate && !this.controller.signal.aborted) await this.gate.opened;
+      },
+      room: () => this.room(keepFree),
+      live,
+      completed: (work) => this.completed(work),
+    };
+  }
+
+  private async room(keepFree: number) {
+    const { file, filesystem } = this.image.source;
+    if (keepFree === 0 || !file || !filesystem) {
+      return { bytes: Infinity, available: Infinity, keepFree };
+    }
+    const { available } = await readSpace(file, filesystem.type);
+    return { bytes: available - keepFree, available, keepFree };
+  }
+
+  /** Throws ENOSPC or EDQUOT, before anything is changed. Returns the bytes to keep free. */
+  private async checkSpace(plan: Plan): Promise<number> {
+    const { file, filesystem } = this.image.source;
+    if (!file || !filesystem) return 0;
+    const space = await readSpace(file, filesystem.type);
+    const keepFree = keepFreeBytes(this.request.keepFree, space);
+    const needed = bytesNeeded(plan.survey, filesystem);
+    if (needed > space.available) {
+      throw errors.noSpace(this.image.path, needed, space.available, space.quota);
+    }
+    return keepFree;
+  }
+
+  private completed(work: Work): void {
+    this.allocated += work.allocated;
+    this.skipped += work.skipped;
+    this.position = Math.min(this.total, this.position + work.allocated + work.skipped);
+    this.emitProgress(false);
+  }
+
+  private emitProgress(always: boolean): void {
+    const now = performance.now();
+    if (!always && now - this.emitted < PROGRESS_MS) return;
+    this.emitted = now;
+    this.emit('progress', this.progress());
+  }
+
+  private async finish(
+    scope: Scope,
+    request: PlanRequest,
+    before: Plan,
+    carriedOut: Plan,
+  ): Promise<AllocationResult> {
+    const { image } = this;
+    const known = image.exact;
+    const changed = carriedOut.passes.length > 0;
+    const { survey: after, passes: left } = changed ? await this.scan(request) : before;
+    const verified = known ? after.missing === 0 : null;
+    const guarantee = verified === true && image.noGuarantee === null;
+    if (verified === false && image.noGuarantee === null) {
+      throw errors.notVerified(image.path, after.missing, left.length === 0);
+    }
+    return {
+      target: image.path,
+      format: image.format,
+      preallocation: request.level,
+      ...scope,
+      plan: carriedOut.steps,
+      before: { allocated: known ? before.survey.met : null },
+      after: { allocated: known ? after.met : null },
+      allocated: known ? Math.max(0, after.met - before.survey.met) : this.allocated,
+      skipped: before.survey.met + (known ? 0 : this.skipped),
+      seconds: this.seconds(),
+      verified,
+      guarantee,
+      warnings: warningsOf(image, verified, after.shared),
+    };
+  }
+
+  private done(scope: Scope, plan: Plan): AllocationDone {
+    return {
+      ...scope,
+      before: { allocated: this.image.exact ? plan.survey.met : null },
+      allocated: this.allocated,
+      skipped: plan.survey.met + this.skipped,
+      seconds: this.seconds(),
+    };
+  }
+
+  private seconds(): number {
+    return Math.round(performance.now() - this.began) / 1000;
+  }
+}
+
+function warningsOf(image: JobImage, verified: boolean | null, shared: number): string[] {
+  const warnings = [...image.warnings];
+  if (image.noGuarantee !== null) warnings.push(`no guarantee: ${image.noGuarantee}`);
+  if (verified === false && shared > 0) {
+    warnings.push(`${shared} bytes stay shared with another file: this file system can't unshare them`);
+  }
+  return warnings;
+}
+
+function checkLimit(name: string, value: unknown): number {
+  if (typeof value === 'number' && value > 0) return value;
+  throw rangeError(`${name} is ${String(value)}`, 'give a number above 0');
+}

@@ -1,0 +1,109 @@
+/** The addon's functions, typed; loaded at first use. */
+import { createRequire } from 'node:module';
+import { arch, platform, versions } from 'node:process';
+import { fileURLToPath } from 'node:url';
+import { errors } from './errors.js';
+import type { ExtentPage } from './extent.js';
+
+export interface CancelFlag {
+  cancel(): void;
+}
+
+/** What a bounded piece of work did. */
+export interface Work {
+  /** Bytes. */
+  allocated: number;
+  skipped: number;
+  requests: number;
+  cancelled: boolean;
+}
+
+export const NO_WORK: Work = { allocated: 0, skipped: 0, requests: 0, cancelled: false };
+
+export const EXTENT_METHODS = ['fiemap', 'seek', 'fibmap'] as const;
+export type ExtentMethod = (typeof EXTENT_METHODS)[number];
+
+export const FALLOCATE_RESERVE = 0;
+export const FALLOCATE_UNSHARE = 1;
+export const DEVICE_ZERO_OUT = 0;
+export const DEVICE_WRITE = 1;
+
+export interface ZeroWriteOptions {
+  bufferedFd: number;
+  /** Opened with O_DIRECT; -1 for none. */
+  directFd: number;
+  directAlignment: number;
+  directMinimum: number;
+  granularity: number;
+  expectedSize: number;
+}
+
+/**
+ * All functions but the class run on the addon's own threads, and reject with an error that
+ * carries errno, syscall, offset, length, and `partial`: the result as far as it came. The caller
+ * keeps the descriptors open until the promise settles.
+ */
+export interface Native {
+  CancelFlag: new () => CancelFlag;
+  readExtents(
+    fd: number,
+    method: number,
+    offset: number,
+    end: number,
+    maxExtents: number,
+    cancel?: CancelFlag,
+  ): Promise<ExtentPage & { next: number }>;
+  /** `ranges`: offset, length, offset, length, …. */
+  fallocate(fd: number, mode: number, ranges: Float64Array, cancel?: CancelFlag): Promise<Work>;
+  zeroWrite(options: ZeroWriteOptions, ranges: Float64Array, cancel?: CancelFlag): Promise<Work>;
+  deviceFacts(fd: number): Promise<{
+    size: number;
+    logicalSector: number;
+    physicalSector: number;
+    readOnly: boolean;
+  }>;
+  loopFacts(fd: number): Promise<{
+    device: number;
+    inode: number;
+    offset: number;
+    sizeLimit: number;
+  } | null>;
+  allocateDevice(
+    fd: number,
+    mode: number,
+    granularity: number,
+    ranges: Float64Array,
+    cancel?: CancelFlag,
+  ): Promise<Work>;
+  fileFacts(fd: number): Promise<{
+    blockSize: number;
+    inodeFlags: number | null;
+    directMemory: number;
+    directOffset: number;
+  }>;
+  syncFile(fd: number, dataOnly: boolean): Promise<void>;
+  btrfsQuota(fd: number): Promise<number | null>;
+  takeLocks(fd: number, bytes: number[]): Promise<void>;
+  releaseLocks(fd: number, bytes: number[]): Promise<void>;
+  probeLocks(fd: number, bytes: number[]): Promise<number[]>;
+  probeWriter(fd: number): Promise<boolean>;
+}
+
+let loaded: Native | undefined;
+
+/** Throws ADDON_LOAD, with a diagnosis and the remedy. */
+export function native(): Native {
+  loaded ??= load();
+  return loaded;
+}
+
+function load(): Native {
+  const require = createRequire(import.meta.url);
+  const root = fileURLToPath(new URL('..', import.meta.url));
+  try {
+    const find = require('node-gyp-build') as (root: string) => Native;
+    return find(root);
+  } catch (cause) {
+    throw errors.addonLoad(cause, `${platform} ${arch}, Node ${versions.node}, looked in ${root}`);
+  }
+}

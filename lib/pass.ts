@@ -1,0 +1,200 @@
+/** One route over the extents of one range: chunks, in flight within bounds, under the throttle. */
+import { errors } from './errors.js';
+import type { ExtentSource } from './extent-source.js';
+import type { CancelFlag, Work } from './native.js';
+import { NO_WORK } from './native.js';
+import { ChunkSize } from './pace.js';
+import { clip, roundDown } from './range.js';
+import type { Route, RouteContext, RouteSession } from './routes/index.js';
+import { systemClock, type Throttle } from './throttle.js';
+import type { ByteRange } from './types.js';
+
+export interface PassControl {
+  signal: AbortSignal;
+  cancel: CancelFlag;
+  throttle: Throttle;
+  /** Bytes and requests a second as they are now; Infinity for no limit. */
+  limits(): { speed: number; iops: number };
+  /** Resolves when the run is not paused. */
+  unpaused(): Promise<void>;
+  /** Bytes that may be allocated without using up the space to keep free. */
+  room(): Promise<{ bytes: number; available: number; keepFree: number }>;
+  /** Others use the image: leave them time between chunks. */
+  live: boolean;
+  completed(work: Work): void;
+}
+
+export interface PassRequest {
+  route: Route;
+  source: ExtentSource;
+  context: RouteContext;
+  range: ByteRange;
+  /** Whether an extent of this state is the route's to deal with. */
+  takes(state: number): boolean;
+}
+
+/**
+ * Rejects with the first error, when nothing is in flight any more. What the extents say by now
+ * counts, not what the plan found: within the range, holes that came meanwhile are filled too.
+ */
+export async function runPass(request: PassRequest, control: PassControl): Promise<void> {
+  const { route, context, source } = request;
+  const session = await route.open(context);
+  try {
+    const chunks = new Chunks(request, session, control);
+    try {
+      await chunks.runAll(source);
+    } finally {
+      await chunks.settle();
+    }
+    chunks.throwFailure();
+    await session.sync();
+  } finally {
+    await session[Symbol.asyncDispose]();
+  }
+}
+
+class Chunks {
+  private readonly size: ChunkSize;
+  private readonly adapts: boolean;
+  private readonly inFlight = new Set<Promise<void>>();
+  private bytesInFlight = 0;
+  private failure: { error: unknown } | undefined;
+  private pending: number[] = [];
+  private pendingBytes = 0;
+
+  constructor(
+    private readonly request: PassRequest,
+    private readonly session: RouteSession,
+    private readonly control: PassControl,
+  ) {
+    const { route, context } = request;
+    this.size = new ChunkSize(route.chunk, route.most, context.granularity);
+    this.adapts = route.depth === 1;
+  }
+
+  async runAll(source: ExtentSource): Promise<void> {
+    const { range, takes } = this.request;
+    for await (const page of source.pages(range, this.control.cancel)) {
+      for (let i = 0; i < page.state.length; i++) {
+        if (this.stopped()) return;
+        if (!takes(page.state[i]!)) continue;
+        await this.add(clip({ offset: page.offset[i]!, length: page.length[i]! }, range));
+      }
+    }
+    await this.dispatch();
+  }
+
+  private stopped(): boolean {
+    return this.control.signal.aborted || this.failure !== undefined;
+  }
+
+  private async add({ offset, length }: ByteRange): Promise<void> {
+    const end = offset + length;
+    for (let at = offset; at < end && !this.stopped();) {
+      const { speed, iops } = this.control.limits();
+      const bounds = this.size.bounds(speed, iops);
+      const piece = Math.min(end - at, Math.max(0, bounds.bytes - this.pendingBytes));
+      if (piece > 0) {
+        this.pending.push(at, piece);
+        this.pendingBytes += piece;
+        at += piece;
+      }
+      if (this.pendingBytes >= bounds.bytes || this.pending.length >= bounds.ranges * 2) {
+        await this.dispatch();
+      }
+    }
+  }
+
+  /** Sends what is pending on its way, once the throttle, the depth and the free space allow it. */
+  private async dispatch(): Promise<void> {
+    while (this.pendingBytes > 0) {
+      const { control } = this;
+      while (this.inFlight.size >= this.request.route.depth) await Promise.race(this.inFlight);
+      const ranges = await this.withinRoom();
+      await control.throttle.take(bytesOf(ranges), ranges.length / 2, control.signal);
+      await control.unpaused();
+      if (this.stopped()) return;
+      const elapsed = this.start(Float64Array.from(ranges));
+      if (this.request.route.depth === 1) await this.rest(await elapsed);
+    }
+  }
+
+  /** Takes from what is pending as much as may be allocated; throws KEEP_FREE if that is nothing. */
+  private async withinRoom(): Promise<number[]> {
+    const room = await this.control.room();
+    const unit = this.request.context.granularity;
+    const most = room.bytes === Infinity ? Infinity : roundDown(room.bytes - this.bytesInFlight, unit);
+    if (most < Math.min(unit, this.pendingBytes)) {
+      throw errors.keepFree(this.request.context.image.path, room.keepFree, room.available);
+    }
+    return this.takePending(most);
+  }
+
+  private takePending(most: number): number[] {
+    const all = this.pending;
+    const taken: number[] = [];
+    this.pending = [];
+    if (most >= this.pendingBytes) {
+      this.pendingBytes = 0;
+      return all;
+    }
+    let left = most;
+    for (let i = 0; i < all.length; i += 2) {
+      const offset = all[i]!;
+      const length = all[i + 1]!;
+      const piece = Math.min(length, left);
+      if (piece > 0) taken.push(offset, piece);
+      if (piece < length) this.pending.push(offset + piece, length - piece);
+      left -= piece;
+    }
+    this.pendingBytes -= most;
+    return taken;
+  }
+
+  /** Resolves with the milliseconds that the chunk took; failures are kept for later. */
+  private start(ranges: Float64Array): Promise<number> {
+    const bytes = bytesOf(ranges);
+    this.bytesInFlight += bytes;
+    const began = systemClock.now();
+    const chunk = this.session
+      .run(ranges, this.control.cancel)
+      .catch((error: unknown) => this.fail(error))
+      .then((work) => {
+        this.bytesInFlight -= bytes;
+        this.inFlight.delete(settled);
+        this.control.completed(work);
+        const elapsed = systemClock.now() - began;
+        if (this.adapts) this.size.note(elapsed);
+        return elapsed;
+      });
+    const settled: Promise<void> = chunk.then(() => undefined);
+    this.inFlight.add(settled);
+    return chunk;
+  }
+
+  /** What a failed chunk did until then still counts. */
+  private fail(error: unknown): Work {
+    this.failure ??= { error };
+    const cause = (error as { cause?: { partial?: Work } }).cause;
+    return cause?.partial ?? NO_WORK;
+  }
+
+  private async rest(elapsed: number): Promise<void> {
+    if (this.control.live) await systemClock.sleep(elapsed, this.control.signal);
+  }
+
+  async settle(): Promise<void> {
+    await Promise.all(this.inFlight);
+  }
+
+  throwFailure(): void {
+    if (this.failure) throw this.failure.error;
+  }
+}
+
+function bytesOf(ranges: ArrayLike<number>): number {
+  let bytes = 0;
+  for (let i = 1; i < ranges.length; i += 2) bytes += ranges[i]!;
+  return bytes;
+}

@@ -1,0 +1,189 @@
+/**
+ * Facts, extents and options in; steps with reasons out. Pure: no input or output, so that a plan
+ * can be tested, printed, and computed in passing while pages stream by.
+ */
+import { errors } from './errors.js';
+import { HOLE, meetsLevel, SHARED, UNKNOWN, whyMissing, type ExtentPage } from './extent.js';
+import { RangeList } from './range-list.js';
+import type { ByteRange, MissingRange, PlanStep, Preallocation, RouteName } from './types.js';
+
+/** Steps and missing ranges beyond this number are merged with their neighbours. */
+const MOST_RANGES = 65_536;
+
+export interface PlanFacts {
+  path: string;
+  kind: 'file' | 'block';
+  /** What the file system is believed to do. */
+  abilities: { fallocate: boolean; unshare: boolean };
+}
+
+export interface PlanRequest {
+  /** Bytes; already widened to the granularity. */
+  range: ByteRange;
+  level: Preallocation;
+  /** Instead of the plan's choice. */
+  route?: RouteName | undefined;
+}
+
+/** What a scan found of a range, measured against a level. All in bytes. */
+export interface Survey {
+  met: number;
+  missing: number;
+  /** Missing bytes that need new host blocks (holes, shared and unknown extents). */
+  needed: number;
+  /** Number of missing extents, before any merging. */
+  pieces: number;
+  shared: number;
+  unknown: number;
+  missingRanges: MissingRange[];
+  /** Whether `missingRanges` covers no more than what is missing. */
+  exact: boolean;
+}
+
+export interface Plan {
+  steps: PlanStep[];
+  /** The routes in the order in which they run, each with its bytes and the range around its steps. */
+  passes: { route: RouteName; range: ByteRange; bytes: number }[];
+  survey: Survey;
+}
+
+const ROUTE_ORDER: RouteName[] = ['unshare', 'fallocate', 'zero-write', 'device'];
+
+/** The route that gives an extent of this state what the level asks for; null: there is none. */
+export function routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null {
+  if (meetsLevel(state, request.level)) return null;
+  if (facts.kind === 'block') return state === SHARED ? null : 'device';
+  if (state === SHARED) return wanted('unshare', request) && facts.abilities.unshare ? 'unshare' : null;
+  if (request.level === 'full') return wanted('zero-write', request) ? 'zero-write' : null;
+  if (request.route === 'zero-write') return 'zero-write';
+  if (!wanted('fallocate', request)) return null;
+  return facts.abilities.fallocate ? 'fallocate' : 'zero-write';
+}
+
+/** A forced route leaves to others only what it can't do by nature: none but `unshare` unshares. */
+function wanted(route: RouteName, request: PlanRequest): boolean {
+  if (request.route === undefined || request.route === route) return true;
+  return route === 'unshare';
+}
+
+/** Throws USAGE where the level does not exist for the target, or the route can't bring it. */
+export function checkRequest(facts: PlanFacts, request: PlanRequest): void {
+  const { route, level } = request;
+  if (level === 'metadata') throw errors.levelForRaw(facts.path, level);
+  if (route === undefined) return;
+  if ((facts.kind === 'block') !== (route === 'device')) {
+    const kind = facts.kind === 'block' ? 'block device' : 'file';
+    throw errors.routeCannot(route, `is not for a ${kind}`, facts.path);
+  }
+  if (route === 'fallocate' && level === 'full') {
+    throw errors.routeCannot(route, 'writes nothing, and full asks for written blocks', facts.path);
+  }
+}
+
+function reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): string {
+  const full = request.level === 'full';
+  switch (route) {
+    case 'unshare':
+      return 'shared with another file: it gets host blocks of its own';
+    case 'fallocate':
+      return 'no host blocks: the file system reserves them';
+    case 'zero-write':
+      if (full) return 'not written: zeros are written, under locks';
+      return facts.abilities.fallocate
+        ? 'no host blocks: zeros are written, under locks, as asked'
+        : 'no host blocks, and no fallocate here: zeros are written, under locks';
+    case 'device':
+      return full
+        ? 'read, and zeros written where it reads as zero'
+        : 'read, and zeroed out by the kernel where it reads as zero';
+  }
+}
+
+/** Takes pages of extents in ascending order, and tells what to do about them. */
+export class Planner {
+  private met = 0;
+  private pieces = 0;
+  private needed = 0;
+  private shared = 0;
+  private unknown = 0;
+  private readonly byRoute = new Map<RouteName, RangeList>();
+  private readonly byReason = new Map<string, RangeList>();
+
+  constructor(
+    private readonly facts: PlanFacts,
+    private readonly request: PlanRequest,
+  ) {
+    checkRequest(facts, request);
+  }
+
+  add(page: ExtentPage): void {
+    const { offset, length, state, flags } = page;
+    for (let i = 0; i < state.length; i++) {
+      this.addExtent(offset[i]!, length[i]!, state[i]!, flags[i]!);
+    }
+  }
+
+  private addExtent(offset: number, length: number, state: number, flags: number): void {
+    if (state === SHARED) this.shared += length;
+    if (state === UNKNOWN) this.unknown += length;
+    if (meetsLevel(state, this.request.level)) {
+      this.met += length;
+      return;
+    }
+    this.pieces++;
+    if (state === HOLE || state === SHARED || state === UNKNOWN) this.needed += length;
+    listOf(this.byReason, whyMissing(state, flags)).add(offset, length);
+    const route = routeFor(state, this.facts, this.request);
+    if (route) listOf(this.byRoute, route).add(offset, length);
+  }
+
+  survey(): Survey {
+    const lists = [...this.byReason.values()];
+    return {
+      met: this.met,
+      missing: sum(lists.map((list) => list.bytes)),
+      needed: this.needed,
+      pieces: this.pieces,
+      shared: this.shared,
+      unknown: this.unknown,
+      missingRanges: this.missingRanges(),
+      exact: lists.every((list) => list.exact),
+    };
+  }
+
+  private missingRanges(): MissingRange[] {
+    const all = [...this.byReason].flatMap(([why, list]) =>
+      list.list().map((range) => ({ ...range, why })),
+    );
+    return all.sort((a, b) => a.offset - b.offset);
+  }
+
+  finish(): Plan {
+    const steps: PlanStep[] = [];
+    const passes: Plan['passes'] = [];
+    for (const route of ROUTE_ORDER) {
+      const list = this.byRoute.get(route);
+      if (!list) continue;
+      const reason = reasonFor(route, this.facts, this.request);
+      for (const range of list.list()) steps.push({ route, ...range, reason });
+      passes.push({ route, range: around(list.list()), bytes: list.bytes });
+    }
+    return { steps, passes, survey: this.survey() };
+  }
+}
+
+function listOf<Key>(lists: Map<Key, RangeList>, key: Key): RangeList {
+  let list = lists.get(key);
+  if (!list) lists.set(key, (list = new RangeList(MOST_RANGES)));
+  return list;
+}
+
+function around(ranges: readonly ByteRange[]): ByteRange {
+  const first = ranges[0]!;
+  const last = ranges[ranges.length - 1]!;
+  return { offset: first.offset, length: last.offset + last.length - first.offset };
+}
+
+function sum(numbers: number[]): number {
+  return numbers.reduce((total, number) => total + number, 0);
+}

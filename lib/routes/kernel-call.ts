@@ -1,0 +1,41 @@
+import { READ_WRITE, type Descriptor } from '../descriptor.js';
+import { native, type CancelFlag } from '../native.js';
+import type { RouteContext, RouteSession } from './route.js';
+
+const MIB = 2 ** 20;
+const GIB = 2 ** 30;
+
+/**
+ * Bounds of routes that are one fallocate(2) a range. The time of a call goes by the gaps and the
+ * fragments of free space that it meets, which can't be seen before: chunks start small, and grow
+ * while they are short.
+ */
+export const GROWING = {
+  chunk: { bytes: 64 * MIB, ranges: 256 },
+  most: { bytes: 64 * GIB, ranges: 65_536 },
+  depth: 1,
+} as const;
+
+/** fallocate(2) of one mode, without any lock: it changes no data, and is atomic to writers. */
+export class FallocateSession implements RouteSession {
+  private constructor(
+    private readonly file: Descriptor,
+    private readonly mode: number,
+  ) {}
+
+  static async open({ image }: RouteContext, mode: number): Promise<FallocateSession> {
+    return new FallocateSession(await image.reopen(READ_WRITE), mode);
+  }
+
+  run(ranges: Float64Array, cancel: CancelFlag) {
+    return this.file.use((fd) => native().fallocate(fd, this.mode, ranges, cancel));
+  }
+
+  sync() {
+    return this.file.use((fd) => native().syncFile(fd, false));
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.file.close();
+  }
+}

@@ -1,0 +1,14 @@
+import { FALLOCATE_UNSHARE } from '../native.js';
+import { FallocateSession, GROWING } from './kernel-call.js';
+import type { Route } from './route.js';
+
+/**
+ * Gives extents that a reflink shares host blocks of their own (xfs). The kernel copies their data
+ * meanwhile, so that chunks start smaller than where blocks are only reserved.
+ */
+export const unshareRoute: Route = {
+  name: 'unshare',
+  ...GROWING,
+  chunk: { bytes: 4 * 2 ** 20, ranges: 64 },
+  open: (context) => FallocateSession.open(context, FALLOCATE_UNSHARE),
+};

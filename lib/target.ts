@@ -1,0 +1,32 @@
+/** What the user named. */
+import { stat } from 'node:fs/promises';
+import { Descriptor, READ_ONLY } from './descriptor.js';
+import { errors, isRawSystemError, systemError } from './errors.js';
+
+export interface Target {
+  kind: 'file' | 'block';
+  descriptor: Descriptor;
+}
+
+/** Opens a file or block device for reading. Throws the errno's name, EISDIR, or UNSUPPORTED. */
+export async function openTarget(name: string): Promise<Target> {
+  if (/^(nbd|nbds|nbd\+unix|nbds\+unix):/.test(name)) {
+    throw errors.unsupportedTarget(name, 'an NBD server');
+  }
+  const kind = await kindOf(name);
+  const descriptor = await Descriptor.open(name, READ_ONLY);
+  return { kind, descriptor };
+}
+
+/** Looked at before it is opened: to open a tape or a terminal has effects of its own. */
+async function kindOf(path: string): Promise<'file' | 'block'> {
+  const facts = await stat(path).catch((error: unknown) => {
+    throw isRawSystemError(error) ? systemError(error, path) : error;
+  });
+  if (facts.isFile()) return 'file';
+  if (facts.isBlockDevice()) return 'block';
+  if (facts.isDirectory()) throw errors.notAnImage(path, 'directory');
+  if (facts.isFIFO()) throw errors.notAnImage(path, 'FIFO');
+  if (facts.isSocket()) throw errors.notAnImage(path, 'socket');
+  throw errors.notAnImage(path, 'character device');
+}

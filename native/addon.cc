@@ -1,0 +1,26 @@
+#include <napi.h>
+
+#include "bind/args.h"
+#include "task.h"
+
+namespace thicken {
+
+static Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto* data = new AddonData(env);
+  env.SetInstanceData(data);
+  env.AddCleanupHook([](AddonData* ending) { ending->pool.stop(); }, data);
+
+  Napi::Function cancelFlag = CancelFlagObject::define(env);
+  data->cancelFlagClass = Napi::Persistent(cancelFlag);
+  exports.Set("CancelFlag", cancelFlag);
+  exportExtents(env, exports);
+  exportAllocate(env, exports);
+  exportDevice(env, exports);
+  exportFile(env, exports);
+  exportLock(env, exports);
+  return exports;
+}
+
+NODE_API_MODULE(thicken, init)
+
+}  // namespace thicken

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cancel.h"
+#include "status.h"
+
+namespace thicken {
+
+enum class FallocateMode : uint8_t { reserve = 0, unshare = 1 };
+
+/// fallocate(2) on each range, with FALLOC_FL_KEEP_SIZE: never changes data or size, and is atomic
+/// against writers in the kernel. `unshare` adds FALLOC_FL_UNSHARE_RANGE (xfs, Linux 4.16).
+Status fallocateRanges(int fd, FallocateMode mode, const std::vector<Range>& ranges,
+                       const CancelFlag& cancel, Work* work);
+
+struct ZeroWrite {
+  int bufferedFd = -1;
+  int directFd = -1;            ///< opened with O_DIRECT; -1 where that does not work
+  uint64_t directAlignment = 0; ///< offsets and lengths of direct requests are multiples of it
+  uint64_t directMinimum = 0;   ///< shorter ranges are written through the page cache
+  uint64_t granularity = 0;     ///< unit of the decision to write or to leave alone
+  uint64_t expectedSize = 0;    ///< the file's size; a different one ends the call with ESTALE
+};
+
+/// Writes zeros over each range, having read it back just before: what is not zero by then is left
+/// alone and counted as skipped. The caller holds the locks. Never extends the file. Buffered
+/// ranges are on their way to the disk when this returns, so that dirty memory stays bounded by
+/// the ranges in flight.
+Status zeroWriteRanges(const ZeroWrite& options, const std::vector<Range>& ranges,
+                       const CancelFlag& cancel, Work* work);
+
+}  // namespace thicken

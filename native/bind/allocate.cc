@@ -1,0 +1,58 @@
+#include "../allocate.h"
+
+#include "../task.h"
+#include "args.h"
+
+namespace thicken {
+namespace {
+
+// (fd, mode, ranges, cancel?) → work
+Napi::Value jsFallocate(const Napi::CallbackInfo& info) {
+  const int fd = descriptorArg(info, 0);
+  const auto mode = static_cast<FallocateMode>(codeArg(info, 1, 2));
+  return queue<Work>(
+      info.Env(), cancelArg(info, 3),
+      [fd, mode, ranges = rangesArg(info, 2)](Work* work, const CancelFlag& cancel) {
+        return fallocateRanges(fd, mode, ranges, cancel, work);
+      },
+      workValue);
+}
+
+uint64_t field(Napi::Object object, const char* name) {
+  return bytesOf(static_cast<Napi::Value>(object.Get(name)));
+}
+
+ZeroWrite zeroWriteArg(const Napi::CallbackInfo& info, size_t index) {
+  if (!info[index].IsObject()) throw Napi::TypeError::New(info.Env(), "expected an object");
+  auto object = info[index].As<Napi::Object>();
+  ZeroWrite options;
+  options.bufferedFd = object.Get("bufferedFd").ToNumber().Int32Value();
+  options.directFd = object.Get("directFd").ToNumber().Int32Value();
+  options.directAlignment = field(object, "directAlignment");
+  options.directMinimum = field(object, "directMinimum");
+  options.granularity = field(object, "granularity");
+  options.expectedSize = field(object, "expectedSize");
+  if (options.granularity == 0)
+    throw Napi::RangeError::New(info.Env(), "granularity must be at least 1 byte");
+  return options;
+}
+
+// (options, ranges, cancel?) → work
+Napi::Value jsZeroWrite(const Napi::CallbackInfo& info) {
+  return queue<Work>(
+      info.Env(), cancelArg(info, 2),
+      [options = zeroWriteArg(info, 0), ranges = rangesArg(info, 1)](
+          Work* work, const CancelFlag& cancel) {
+        return zeroWriteRanges(options, ranges, cancel, work);
+      },
+      workValue);
+}
+
+}  // namespace
+
+void exportAllocate(Napi::Env env, Napi::Object exports) {
+  exports.Set("fallocate", Napi::Function::New(env, jsFallocate));
+  exports.Set("zeroWrite", Napi::Function::New(env, jsZeroWrite));
+}
+
+}  // namespace thicken

@@ -1,0 +1,82 @@
+#include "args.h"
+
+#include <cmath>
+
+#include "../task.h"
+
+namespace thicken {
+namespace {
+
+constexpr double kMostBytes = 9007199254740991.0;  // 2^53-1
+
+uint64_t bytesOfNumber(Napi::Env env, double value) {
+  if (!(value >= 0 && value <= kMostBytes) || value != std::floor(value))
+    throw Napi::RangeError::New(env, "expected a whole number of bytes, 0 to 2^53-1");
+  return static_cast<uint64_t>(value);
+}
+
+}  // namespace
+
+int descriptorArg(const Napi::CallbackInfo& info, size_t index) {
+  if (!info[index].IsNumber())
+    throw Napi::TypeError::New(info.Env(), "expected a file descriptor");
+  return info[index].As<Napi::Number>().Int32Value();
+}
+
+uint64_t bytesOf(Napi::Value value) {
+  if (!value.IsNumber()) throw Napi::TypeError::New(value.Env(), "expected a number of bytes");
+  return bytesOfNumber(value.Env(), value.As<Napi::Number>().DoubleValue());
+}
+
+uint32_t codeArg(const Napi::CallbackInfo& info, size_t index, uint32_t limit) {
+  const uint64_t code = bytesOf(info[index]);
+  if (code >= limit) throw Napi::RangeError::New(info.Env(), "unknown code");
+  return static_cast<uint32_t>(code);
+}
+
+std::vector<Range> rangesArg(const Napi::CallbackInfo& info, size_t index) {
+  Napi::Env env = info.Env();
+  if (!info[index].IsTypedArray() ||
+      info[index].As<Napi::TypedArray>().TypedArrayType() != napi_float64_array)
+    throw Napi::TypeError::New(env, "expected a Float64Array of ranges");
+  auto numbers = info[index].As<Napi::Float64Array>();
+  if (numbers.ElementLength() % 2 != 0)
+    throw Napi::TypeError::New(env, "expected pairs of offset and length");
+  std::vector<Range> ranges;
+  ranges.reserve(numbers.ElementLength() / 2);
+  for (size_t i = 0; i < numbers.ElementLength(); i += 2)
+    ranges.push_back(Range{bytesOfNumber(env, numbers[i]), bytesOfNumber(env, numbers[i + 1])});
+  return ranges;
+}
+
+std::vector<uint64_t> listArg(const Napi::CallbackInfo& info, size_t index) {
+  if (!info[index].IsArray()) throw Napi::TypeError::New(info.Env(), "expected an array");
+  auto array = info[index].As<Napi::Array>();
+  std::vector<uint64_t> list;
+  for (uint32_t i = 0; i < array.Length(); i++)
+    list.push_back(bytesOf(static_cast<Napi::Value>(array[i])));
+  return list;
+}
+
+std::shared_ptr<CancelFlag> cancelArg(const Napi::CallbackInfo& info, size_t index) {
+  if (info[index].IsUndefined()) return std::make_shared<CancelFlag>();
+  auto& flagClass = info.Env().GetInstanceData<AddonData>()->cancelFlagClass;
+  if (!info[index].IsObject() || !info[index].As<Napi::Object>().InstanceOf(flagClass.Value()))
+    throw Napi::TypeError::New(info.Env(), "expected a CancelFlag");
+  return CancelFlagObject::Unwrap(info[index].As<Napi::Object>())->flag();
+}
+
+Napi::Value workValue(Napi::Env env, const Work& work) {
+  Napi::Object value = Napi::Object::New(env);
+  value.Set("allocated", static_cast<double>(work.allocated));
+  value.Set("skipped", static_cast<double>(work.skipped));
+  value.Set("requests", static_cast<double>(work.requests));
+  value.Set("cancelled", work.cancelled);
+  return value;
+}
+
+Napi::Function CancelFlagObject::define(Napi::Env env) {
+  return DefineClass(env, "CancelFlag", {InstanceMethod<&CancelFlagObject::cancel>("cancel")});
+}
+
+}  // namespace thicken

@@ -1,0 +1,189 @@
+#include "extents.h"
+
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+#include <memory>
+
+namespace thicken {
+namespace {
+
+// 512 to 4,096 extents a call cost the same per extent (measured on ext4, xfs and btrfs, Linux
+// 6.18); 2,048 keep the buffer at 112 KiB.
+constexpr uint32_t kExtentsPerCall = 2048;
+constexpr uint32_t kPositionFlags = FIEMAP_EXTENT_LAST | FIEMAP_EXTENT_MERGED;
+
+HostState stateOf(uint32_t flags) {
+  if (flags & (FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_DELALLOC)) return HostState::unknown;
+  if (flags & FIEMAP_EXTENT_SHARED) return HostState::shared;
+  if (flags & FIEMAP_EXTENT_UNWRITTEN) return HostState::unwritten;
+  return HostState::written;
+}
+
+class FiemapBuffer {
+ public:
+  FiemapBuffer() : words_((sizeof(fiemap) + kExtentsPerCall * sizeof(fiemap_extent)) / 8 + 1) {}
+
+  fiemap* header() { return reinterpret_cast<fiemap*>(words_.data()); }
+  const fiemap_extent* extents() {
+    return reinterpret_cast<const fiemap_extent*>(
+        reinterpret_cast<const char*>(words_.data()) + sizeof(fiemap));
+  }
+
+  Status read(int fd, Range range) {
+    fiemap* map = header();
+    *map = fiemap{};
+    map->fm_start = range.offset;
+    map->fm_length = range.length;
+    // Without SYNC, dirty data over reserved blocks is still called unwritten, and delayed
+    // allocations have no place yet.
+    map->fm_flags = FIEMAP_FLAG_SYNC;
+    map->fm_extent_count = kExtentsPerCall;
+    if (ioctl(fd, FS_IOC_FIEMAP, map) < 0)
+      return Status::failed("ioctl(FS_IOC_FIEMAP)", range.offset, range.length);
+    return {};
+  }
+
+ private:
+  std::vector<uint64_t> words_;
+};
+
+// The page is one entry over its limit when full: the last one may go on behind it, and is left
+// for the next page.
+bool isFull(const ExtentPage& page, size_t maxExtents) { return page.size() > maxExtents; }
+
+void finishPage(ExtentPage* page, uint64_t reached, size_t maxExtents) {
+  page->next = reached;
+  if (!isFull(*page, maxExtents)) return;
+  page->next = static_cast<uint64_t>(page->offset[maxExtents]);
+  page->offset.resize(maxExtents);
+  page->length.resize(maxExtents);
+  page->state.resize(maxExtents);
+  page->flags.resize(maxExtents);
+}
+
+Status readFiemap(int fd, Range range, size_t maxExtents, const CancelFlag& cancel,
+                  ExtentPage* page) {
+  FiemapBuffer buffer;
+  const uint64_t end = range.end();
+  uint64_t at = range.offset;
+  bool last = false;
+  while (at < end && !last && !isFull(*page, maxExtents)) {
+    if (cancel.isSet()) {
+      page->cancelled = true;
+      break;
+    }
+    Status status = buffer.read(fd, Range{at, end - at});
+    if (!status.ok()) return status;
+    const uint32_t count = buffer.header()->fm_mapped_extents;
+    if (count == 0) last = true;
+    for (uint32_t i = 0; i < count && at < end && !isFull(*page, maxExtents); i++) {
+      const fiemap_extent& extent = buffer.extents()[i];
+      // The kernel rounds to its blocks, and its answer may start before what was asked for.
+      const uint64_t from = std::clamp<uint64_t>(extent.fe_logical, at, end);
+      const uint64_t to =
+          std::clamp<uint64_t>(extent.fe_logical + extent.fe_length, from, end);
+      if (from > at) page->add(Range{at, from - at}, HostState::hole, 0);
+      if (to > from)
+        page->add(Range{from, to - from}, stateOf(extent.fe_flags),
+                  extent.fe_flags & ~kPositionFlags);
+      at = to;
+      if (extent.fe_flags & FIEMAP_EXTENT_LAST) last = true;
+    }
+  }
+  if (last && at < end && !isFull(*page, maxExtents)) {
+    page->add(Range{at, end - at}, HostState::hole, 0);
+    at = end;
+  }
+  finishPage(page, at, maxExtents);
+  return {};
+}
+
+Status readSeek(int fd, Range range, size_t maxExtents, const CancelFlag& cancel,
+                ExtentPage* page) {
+  const uint64_t end = range.end();
+  uint64_t at = range.offset;
+  while (at < end && !isFull(*page, maxExtents)) {
+    if (cancel.isSet()) {
+      page->cancelled = true;
+      break;
+    }
+    off_t data = lseek(fd, static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0 && errno != ENXIO) return Status::failed("lseek(SEEK_DATA)", at, end - at);
+    // ENXIO: no data from here on.
+    const uint64_t from = data < 0 ? end : std::min<uint64_t>(static_cast<uint64_t>(data), end);
+    if (from > at) page->add(Range{at, from - at}, HostState::hole, 0);
+    at = from;
+    if (at == end) break;
+    off_t hole = lseek(fd, static_cast<off_t>(at), SEEK_HOLE);
+    if (hole < 0 && errno == ENXIO) continue;  // truncated meanwhile: the next SEEK_DATA says so
+    if (hole < 0) return Status::failed("lseek(SEEK_HOLE)", at, end - at);
+    const uint64_t to = std::min<uint64_t>(static_cast<uint64_t>(hole), end);
+    page->add(Range{at, to - at}, HostState::written, 0);
+    at = to;
+  }
+  finishPage(page, at, maxExtents);
+  return {};
+}
+
+Status readFibmap(int fd, Range range, size_t maxExtents, const CancelFlag& cancel,
+                  ExtentPage* page) {
+  int blockSize = 0;
+  if (ioctl(fd, FIGETBSZ, &blockSize) < 0) return Status::failed("ioctl(FIGETBSZ)");
+  if (blockSize <= 0) return Status{EINVAL, "ioctl(FIGETBSZ)"};
+  const uint64_t block = static_cast<uint64_t>(blockSize);
+  const uint64_t end = range.end();
+  uint64_t at = range.offset;
+  while (at < end && !isFull(*page, maxExtents)) {
+    if (cancel.isSet()) {
+      page->cancelled = true;
+      break;
+    }
+    const uint64_t index = at / block;
+    if (index > INT_MAX) return Status{EFBIG, "ioctl(FIBMAP)", at, end - at};
+    int number = static_cast<int>(index);
+    if (ioctl(fd, FIBMAP, &number) < 0) return Status::failed("ioctl(FIBMAP)", at, end - at);
+    const uint64_t to = std::min((index + 1) * block, end);
+    page->add(Range{at, to - at}, number == 0 ? HostState::hole : HostState::written, 0);
+    at = to;
+  }
+  finishPage(page, at, maxExtents);
+  return {};
+}
+
+}  // namespace
+
+void ExtentPage::add(Range range, HostState newState, uint32_t newFlags) {
+  const uint8_t code = static_cast<uint8_t>(newState);
+  if (size() > 0 && state.back() == code && flags.back() == newFlags) {
+    length.back() += static_cast<double>(range.length);
+    return;
+  }
+  offset.push_back(static_cast<double>(range.offset));
+  length.push_back(static_cast<double>(range.length));
+  state.push_back(code);
+  flags.push_back(newFlags);
+}
+
+Status readExtents(int fd, ExtentMethod method, Range range, size_t maxExtents,
+                   const CancelFlag& cancel, ExtentPage* page) {
+  page->offset.reserve(maxExtents + 1);
+  page->length.reserve(maxExtents + 1);
+  page->state.reserve(maxExtents + 1);
+  page->flags.reserve(maxExtents + 1);
+  switch (method) {
+    case ExtentMethod::fiemap:
+      return readFiemap(fd, range, maxExtents, cancel, page);
+    case ExtentMethod::seek:
+      return readSeek(fd, range, maxExtents, cancel, page);
+    case ExtentMethod::fibmap:
+      return readFibmap(fd, range, maxExtents, cancel, page);
+  }
+  return Status{EINVAL, "readExtents"};
+}
+
+}  // namespace thicken

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+
+#include "status.h"
+
+namespace thicken {
+
+struct FileFacts {
+  uint32_t blockSize = 0;         ///< bytes (FIGETBSZ): the unit of allocation
+  bool hasInodeFlags = false;     ///< whether the file system has FS_IOC_GETFLAGS
+  uint32_t inodeFlags = 0;        ///< FS_*_FL (linux/fs.h)
+  uint32_t directMemory = 0;      ///< bytes (statx(2), STATX_DIOALIGN, Linux 6.1); 0: unknown
+  uint32_t directOffset = 0;      ///< bytes; 0: unknown, or no direct I/O
+};
+
+Status readFileFacts(int fd, FileFacts* facts);
+
+/// fsync(2), or fdatasync(2) with `dataOnly`.
+Status syncFile(int fd, bool dataOnly);
+
+/// What the btrfs quota groups of the file's subvolume leave (bytes). Needs CAP_SYS_ADMIN; where
+/// there is no limit, or no way to tell, `limited` is false.
+struct QuotaFacts {
+  bool limited = false;
+  uint64_t available = 0;
+};
+
+Status readBtrfsQuota(int fd, QuotaFacts* facts);
+
+}  // namespace thicken

@@ -1,0 +1,59 @@
+#include "io.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "zero.h"
+
+namespace thicken {
+namespace {
+
+// O_DIRECT wants memory aligned to the device's block; 4 KiB satisfies every device in use.
+constexpr size_t kMemoryAlignment = 4096;
+
+struct FreeDeleter {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+}  // namespace
+
+Status readFully(int fd, Range range, void* data, size_t* got) {
+  *got = 0;
+  while (*got < range.length) {
+    const ssize_t n = pread(fd, static_cast<char*>(data) + *got, range.length - *got,
+                            static_cast<off_t>(range.offset + *got));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Status::failed("pread", range.offset, range.length);
+    if (n == 0) break;
+    *got += static_cast<size_t>(n);
+  }
+  return {};
+}
+
+Status writeZeros(int fd, Range range, Work* work) {
+  const void* zeros = zeroBuffer();
+  if (zeros == nullptr) return Status{ENOMEM, "mmap", range.offset, range.length};
+  uint64_t at = range.offset;
+  while (at < range.end()) {
+    const size_t piece = std::min<uint64_t>(range.end() - at, kZeroBufferSize);
+    const ssize_t n = pwrite(fd, zeros, piece, static_cast<off_t>(at));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Status::failed("pwrite", at, range.end() - at);
+    if (n == 0) return Status{EIO, "pwrite", at, range.end() - at};
+    at += static_cast<uint64_t>(n);
+    work->allocated += static_cast<uint64_t>(n);
+    work->requests++;
+  }
+  return {};
+}
+
+void* scratchBuffer() {
+  thread_local std::unique_ptr<void, FreeDeleter> buffer(
+      std::aligned_alloc(kMemoryAlignment, kScratchSize));
+  return buffer.get();
+}
+
+}  // namespace thicken

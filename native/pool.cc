@@ -1,0 +1,98 @@
+#include "pool.h"
+
+#include <pthread.h>
+
+#include <csignal>
+
+namespace thicken {
+namespace {
+
+// Two to four large writes in flight saturate a disk (measured); more would only queue there.
+constexpr size_t kThreads = 4;
+
+// A signal to the process must not be delivered here, where it would cut system calls short.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
+}  // namespace
+
+Pool::Pool(Napi::Env env) : delivery_(Delivery::New(env, "thicken", 0, 1, this)) {
+  delivery_.Unref(env);
+}
+
+void Pool::submit(Napi::Env env, std::unique_ptr<Task> task) {
+  if (outstanding_++ == 0) delivery_.Ref(env);
+  std::lock_guard<std::mutex> guard(mutex_);
+  if (threads_.empty()) startThreads();
+  queue_.push_back(std::move(task));
+  wake_.notify_one();
+}
+
+void Pool::startThreads() {
+  SignalsBlocked blocked;
+  for (size_t i = 0; i < kThreads; i++) threads_.emplace_back([this] { work(); });
+}
+
+void Pool::work() {
+  while (std::unique_ptr<Task> task = takeNext()) {
+    task->run();
+    finish(std::move(task));
+  }
+}
+
+std::unique_ptr<Task> Pool::takeNext() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+  if (stopping_) return nullptr;
+  std::unique_ptr<Task> task = std::move(queue_.front());
+  queue_.pop_front();
+  running_.insert(task.get());
+  return task;
+}
+
+void Pool::finish(std::unique_ptr<Task> task) {
+  {
+    std::lock_guard<std::mutex> guard(mutex_);
+    running_.erase(task.get());
+    if (stopping_) return;
+  }
+  Task* delivered = task.release();
+  if (delivery_.NonBlockingCall(delivered) != napi_ok) delete delivered;
+}
+
+void Pool::stop() {
+  {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (stopping_) return;
+    stopping_ = true;
+    for (Task* task : running_) task->cancel().set();
+    queue_.clear();
+  }
+  wake_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  delivery_.Abort();
+}
+
+void deliverTask(Napi::Env env, Napi::Function, Pool* pool, Task* task) {
+  std::unique_ptr<Task> owned(task);
+  // Without an environment, Node empties the queue of a function that is being torn down; the
+  // pool may be gone by then.
+  if (static_cast<napi_env>(env) == nullptr) return;
+  if (--pool->outstanding_ == 0) pool->delivery_.Unref(env);
+  owned->settle(env);
+}
+
+}  // namespace thicken
