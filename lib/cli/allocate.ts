@@ -1,0 +1,126 @@
+import { errors, toThickenError, type ThickenError } from '../errors.js';
+import { open } from '../image.js';
+import type { AllocationDone, AllocationRequest, AllocationResult } from '../types.js';
+import { formatBytes } from '../units.js';
+import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
+import { errorJson, exitStatus, print, printError, printJson, warn } from './output.js';
+import { showProgress, type ProgressStyle } from './progress.js';
+import { rangeTable } from './table.js';
+
+interface Options
+  extends CommonOptions, RangeOptions, Pick<AllocationRequest, 'speed' | 'iops' | 'keepFree'> {
+  preallocation: NonNullable<AllocationRequest['preallocation']>;
+  route?: NonNullable<AllocationRequest['route']>;
+  exclusive?: boolean;
+  dryRun?: boolean;
+  progress: ProgressStyle;
+}
+
+type Outcome = AllocationResult | { target: string; error: ThickenError };
+
+/** One target after the other: they may share a disk. The exit status is the highest of all. */
+export async function allocate(
+  targets: string[],
+  options: Options,
+  signal: AbortSignal,
+): Promise<number> {
+  const outcomes: Outcome[] = [];
+  for (const target of targets) {
+    const outcome = await allocateOne(target, options, signal);
+    if (options.json) reportAside(outcome);
+    else await report(outcome, options);
+    outcomes.push(outcome);
+  }
+  if (options.json) {
+    const documents = outcomes.map((outcome) => documentOf(outcome));
+    await printJson(targets.length > 1 ? documents : documents[0]);
+  }
+  return Math.max(...outcomes.map(statusOf));
+}
+
+async function allocateOne(
+  target: string,
+  options: Options,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  try {
+    if (signal.aborted) throw errors.cancelled(target);
+    await using image = await open(target, openOptionsOf(options));
+    const request = requestOf(options);
+    if (options.dryRun) return await image.dryRun(request);
+    const job = image.allocate({ ...request, signal });
+    const shown = await showProgress(options.progress, target, job);
+    try {
+      return await job.result;
+    } finally {
+      shown.stop();
+    }
+  } catch (error) {
+    return { target, error: toThickenError(error) };
+  }
+}
+
+function requestOf(options: Options): AllocationRequest {
+  const { preallocation, speed, iops, keepFree, route, exclusive } = options;
+  return {
+    ...rangeOf(options),
+    preallocation,
+    ...(speed !== undefined && { speed }),
+    ...(iops !== undefined && { iops }),
+    ...(keepFree !== undefined && { keepFree }),
+    ...(route !== undefined && { route }),
+    ...(exclusive !== undefined && { exclusive }),
+  };
+}
+
+function statusOf(outcome: Outcome): number {
+  return 'error' in outcome ? exitStatus(outcome.error) : 0;
+}
+
+/** As the contract has it: a result, or the target's error, and what was done if anything was. */
+function documentOf(outcome: Outcome): unknown {
+  if (!('error' in outcome)) return outcome;
+  const { target, error } = outcome;
+  const done: AllocationDone | undefined = error.done;
+  return { target, error: errorJson(error), ...(done && { done }) };
+}
+
+function reportAside(outcome: Outcome): void {
+  if ('error' in outcome) printError(outcome.error);
+  else warn(outcome.warnings);
+}
+
+async function report(outcome: Outcome, options: Options): Promise<void> {
+  if ('error' in outcome) {
+    printError(outcome.error);
+    const { done } = outcome.error;
+    if (done && done.allocated > 0) {
+      process.stderr.write(`thicken: ${formatBytes(done.allocated)} had been allocated by then\n`);
+    }
+    return;
+  }
+  await print(options.dryRun ? await renderPlan(outcome) : renderResult(outcome));
+  warn(outcome.warnings);
+}
+
+export function renderResult(result: AllocationResult): string {
+  const { target, preallocation, allocated, skipped, seconds, verified, guarantee } = result;
+  const did =
+    allocated > 0
+      ? `${formatBytes(allocated)} allocated (${preallocation}), ${formatBytes(skipped)} were already`
+      : `nothing to do, ${formatBytes(skipped)} are allocated (${preallocation})`;
+  const check = verified === null ? 'not verifiable' : verified ? 'verified' : 'NOT verified';
+  const promise = guarantee ? 'guaranteed' : 'no guarantee';
+  return `${target}: ${did}; ${check}, ${promise}; ${seconds} s\n`;
+}
+
+async function renderPlan(result: AllocationResult): Promise<string> {
+  const { target, plan, preallocation } = result;
+  if (plan.length === 0) return `${target}: nothing to do (${preallocation})\n`;
+  const bytes = plan.reduce((sum, step) => sum + step.length, 0);
+  const headline = `${target}: would allocate ${formatBytes(bytes)} (${preallocation})\n`;
+  const rows = plan.map(
+    ({ offset, length, route, reason }) => [offset, length, route, reason] as const,
+  );
+  return headline + (await rangeTable(['route', 'reason'], rows));
+}

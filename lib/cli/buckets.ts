@@ -1,0 +1,45 @@
+import { HOST_STATES, type ExtentPage } from '../extent.js';
+import type { ByteRange } from '../types.js';
+
+/** A range cut into equal columns, with the bytes of each host state in each: what a picture needs. */
+export class Buckets {
+  /** Bytes by column and state: index `column * HOST_STATES.length + state`. */
+  private readonly bytes: Float64Array;
+  readonly totals = new Float64Array(HOST_STATES.length);
+
+  constructor(
+    readonly range: ByteRange,
+    readonly columns: number,
+  ) {
+    this.bytes = new Float64Array(columns * HOST_STATES.length);
+  }
+
+  addPage(page: ExtentPage): void {
+    for (let i = 0; i < page.state.length; i++) {
+      this.add(page.offset[i]! - this.range.offset, page.length[i]!, page.state[i]!);
+    }
+  }
+
+  /** Bytes that a column stands for. */
+  get width(): number {
+    return this.range.length / this.columns;
+  }
+
+  private add(offset: number, length: number, state: number): void {
+    this.totals[state]! += length;
+    const { width } = this;
+    const last = Math.min(this.columns - 1, Math.floor((offset + length) / width));
+    for (let column = Math.min(last, Math.floor(offset / width)); column <= last; column++) {
+      const from = Math.max(offset, column * width);
+      const to = column === last ? offset + length : Math.min(offset + length, (column + 1) * width);
+      this.bytes[column * HOST_STATES.length + state]! += Math.max(0, to - from);
+    }
+  }
+
+  /** The share of a column that has a state, from 0 to 1. */
+  share(column: number, state: number): number {
+    return this.width === 0
+      ? 0
+      : Math.min(1, this.bytes[column * HOST_STATES.length + state]! / this.width);
+  }
+}

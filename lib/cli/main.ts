@@ -1,0 +1,128 @@
+#!/usr/bin/env node
+/** The command line; the only place that touches the exit status and signals. */
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError, Option } from 'commander';
+import { errors, ThickenError, toThickenError, usageError } from '../errors.js';
+import {
+  addCommon,
+  addLevel,
+  addRange,
+  parseKeepFree,
+  parseRate,
+  ROUTE_NAMES,
+} from './options.js';
+import { errorJson, exitStatus, print, printError, printJson } from './output.js';
+
+/** Runs a command; its value is the exit status. */
+type Action<Options> = (
+  targets: string[],
+  options: Options,
+  signal: AbortSignal,
+) => Promise<number>;
+
+const cancelled = new AbortController();
+
+function version(): string {
+  const manifest = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
+  return (JSON.parse(manifest) as { version: string }).version;
+}
+
+/** Commands are loaded when they run: the others would only slow down the start. */
+function action<Options>(load: () => Promise<Action<Options>>) {
+  return async (target: string | string[], options: Options) => {
+    const run = await load();
+    process.exitCode = await run([target].flat(), options, cancelled.signal);
+  };
+}
+
+function build(): Command {
+  const program = new Command('thicken')
+    .description('Allocates the missing regions of thin disk images, in place.')
+    .version(version(), '--version')
+    .exitOverride()
+    .configureOutput({ writeErr: () => undefined });
+
+  addCommon(program.command('info <target>'))
+    .description('format, sizes, what is allocated and missing, locks, file-system abilities')
+    .action(action(async () => (await import('./info.js')).info));
+
+  addRange(addCommon(program.command('map <target>')))
+    .description('which regions have storage behind them')
+    .addOption(
+      new Option('--output <how>', 'table, json, bar or svg')
+        .choices(['table', 'json', 'bar', 'svg'])
+        .default('table'),
+    )
+    .action(action(async () => (await import('./map.js')).map));
+
+  addLevel(addRange(addCommon(program.command('allocate <targets...>'))))
+    .description('give storage to what lacks it; data stays as it is')
+    .option('--dry-run', 'print the plan; change nothing')
+    .option('--speed <rate>', 'most bytes a second', parseRate('speed'))
+    .option('--iops <n>', 'most requests a second', parseRate('iops'))
+    .option('--keep-free <amount>', 'space to leave free: a size or a percentage', parseKeepFree)
+    .addOption(
+      new Option('--progress <how>', 'auto, none or json')
+        .choices(['auto', 'none', 'json'])
+        .default('auto'),
+    )
+    .addOption(new Option('--route <route>', 'one mechanism only').choices(ROUTE_NAMES))
+    .option('--exclusive', 'nothing else uses the image, on your word, where that can’t be told')
+    .action(action(async () => (await import('./allocate.js')).allocate));
+
+  addLevel(addRange(addCommon(program.command('verify <target>'))))
+    .description('exit 0 if every byte has the storage that the level promises, else 3')
+    .action(action(async () => (await import('./verify.js')).verify));
+
+  for (const command of program.commands) command.exitOverride().copyInheritedSettings(program);
+  return program;
+}
+
+/** Help and version were printed, and are no errors. */
+function isPrinted(error: unknown): boolean {
+  return error instanceof CommanderError && error.exitCode === 0;
+}
+
+function translate(error: unknown): ThickenError {
+  if (!(error instanceof CommanderError)) return toThickenError(error);
+  if (error.code === 'commander.help') return usageError('no command', 'see thicken --help');
+  const message = error.message.replace(/^error: /, '').replace(/\.?\s*$/, '');
+  return usageError(message.replace(/\s*\n\s*/g, ' '), 'see thicken --help');
+}
+
+function handleSignals(): void {
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(signal, () => {
+      // A second signal is meant: what is in flight is bounded, and safe to be cut short.
+      if (cancelled.signal.aborted) process.exit(130);
+      cancelled.abort();
+    });
+  }
+  // A reader that has seen enough (thicken map … | head) is no error.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(process.exitCode ?? 0);
+    throw error;
+  });
+}
+
+async function main(args: string[]): Promise<void> {
+  handleSignals();
+  try {
+    const aborted = new Promise<never>((_, reject) => {
+      cancelled.signal.addEventListener('abort', () => {
+        // Commands that run a job end by themselves, and say how far they came.
+        if (args[0] !== 'allocate') reject(errors.cancelled(args[1] ?? ''));
+      });
+    });
+    await Promise.race([build().parseAsync(args, { from: 'user' }), aborted]);
+  } catch (error) {
+    if (isPrinted(error)) return;
+    const failure = translate(error);
+    printError(failure);
+    if (args.includes('--json')) await printJson({ error: errorJson(failure) });
+    process.exitCode = exitStatus(failure);
+    if (failure.code === 'CANCELLED') await print('').then(() => process.exit());
+  }
+}
+
+await main(process.argv.slice(2));

@@ -1,0 +1,83 @@
+import { open, type Image } from '../image.js';
+import { resolveRange } from '../range.js';
+import type { MapEntry } from '../types.js';
+import { renderBar } from './bar.js';
+import { Buckets } from './buckets.js';
+import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
+import { print, warn } from './output.js';
+import { renderSvg, SVG_COLUMNS } from './svg.js';
+import { renderTable, type Column } from './table.js';
+
+type Options = CommonOptions & RangeOptions & { output: 'table' | 'json' | 'bar' | 'svg' };
+
+const PRINTERS = { table: printTable, json: printJsonMap, bar: printBar, svg: printSvg };
+const DEFAULT_COLUMNS = 80;
+
+export async function map([target = '']: string[], options: Options): Promise<number> {
+  await using image = await open(target, openOptionsOf(options));
+  const range = rangeOf(options);
+  await PRINTERS[options.json ? 'json' : options.output](image, range);
+  warn(image.warnings);
+  return 0;
+}
+
+/** Lines gathered to this many characters are written at once. */
+const BATCH = 1 << 16;
+
+/** An array, printed as it comes: a map may have millions of entries. */
+async function printJsonMap(image: Image, range: RangeOptions): Promise<void> {
+  let batch = '[';
+  let separator = '';
+  for await (const entry of image.map(range)) {
+    batch += separator + JSON.stringify(entry);
+    separator = ',\n';
+    if (batch.length > BATCH) {
+      await print(batch);
+      batch = '';
+    }
+  }
+  await print(`${batch}]\n`);
+}
+
+const COLUMNS: Column[] = [
+  { head: 'offset', align: 'right', width: 18 },
+  { head: 'length', align: 'right', width: 18 },
+  { head: 'host', width: 11 },
+  { head: 'guest', width: 6 },
+];
+const TABLE_ROWS = 1000;
+
+async function printTable(image: Image, range: RangeOptions): Promise<void> {
+  let rows: string[][] = [];
+  let head = true;
+  const flush = async () => {
+    if (head || rows.length > 0) await print(await renderTable(COLUMNS, rows, head));
+    head = false;
+    rows = [];
+  };
+  for await (const entry of image.map(range)) {
+    rows.push(rowOf(entry));
+    if (rows.length === TABLE_ROWS) await flush();
+  }
+  await flush();
+}
+
+function rowOf({ start, length, host, zero }: MapEntry): string[] {
+  return [String(start), String(length), host, zero ? 'zero' : 'data'];
+}
+
+async function printBar(image: Image, range: RangeOptions): Promise<void> {
+  const columns = process.stdout.columns || DEFAULT_COLUMNS;
+  await print(renderBar(await bucketsOf(image, range, columns)));
+}
+
+async function printSvg(image: Image, range: RangeOptions): Promise<void> {
+  await print(renderSvg(image.path, await bucketsOf(image, range, SVG_COLUMNS)));
+}
+
+async function bucketsOf(image: Image, request: RangeOptions, columns: number): Promise<Buckets> {
+  const range = resolveRange(request, image.size, image.path);
+  const buckets = new Buckets(range, columns);
+  for await (const page of image.extentPages(range)) buckets.addPage(page);
+  return buckets;
+}

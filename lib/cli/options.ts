@@ -1,0 +1,61 @@
+/** Options that several commands share, and how their values are read. */
+import { Option, type Command } from 'commander';
+import { usageError } from '../errors.js';
+import type { AllocationRequest, Preallocation, RouteName } from '../types.js';
+import { parsePercent, parseSize } from '../units.js';
+
+export interface RangeOptions {
+  offset?: number;
+  length?: number;
+}
+
+export interface CommonOptions {
+  json?: boolean;
+  format?: string;
+}
+
+export const LEVELS: Preallocation[] = ['metadata', 'falloc', 'full'];
+export const ROUTE_NAMES: RouteName[] = ['fallocate', 'zero-write', 'unshare', 'device'];
+
+const size = (name: string) => (text: string) => parseSize(text, name);
+
+export function addCommon(command: Command): Command {
+  return command
+    .option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe')
+    .option('--json', 'print exactly one JSON document on stdout');
+}
+
+export function addRange(command: Command): Command {
+  return command
+    .option('--offset <size>', 'first byte (suffixes k, M, G, T, P, E)', size('offset'))
+    .option('--length <size>', 'bytes; to the end by default', size('length'));
+}
+
+export function addLevel(command: Command): Command {
+  const level = new Option('--preallocation <level>', 'how far to go');
+  return command.addOption(level.choices(LEVELS).default('falloc'));
+}
+
+/** A positive number of bytes or requests a second; `50M`, or `50M/s`. */
+export function parseRate(name: string) {
+  return (text: string): number => {
+    const rate = parseSize(text.replace(/\/s$/, ''), name);
+    if (rate > 0) return rate;
+    throw usageError(`${name} is 0`, 'give a number above 0, or leave it out for no limit');
+  };
+}
+
+export function parseKeepFree(text: string): NonNullable<AllocationRequest['keepFree']> {
+  if (!text.endsWith('%')) return parseSize(text, 'keep-free');
+  if (parsePercent(text) !== null) return text as `${number}%`;
+  throw usageError(`keep-free ${JSON.stringify(text)} is not a share`, 'give a size, or 0% to 100%');
+}
+
+/** Only what was given: an absent option is an absent key. */
+export function rangeOf({ offset, length }: RangeOptions): RangeOptions {
+  return { ...(offset !== undefined && { offset }), ...(length !== undefined && { length }) };
+}
+
+export function openOptionsOf({ format }: CommonOptions): { format?: string } {
+  return format === undefined ? {} : { format };
+}

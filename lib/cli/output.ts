@@ -1,0 +1,49 @@
+/** What the commands print, and where. */
+import { once } from 'node:events';
+import { styleText } from 'node:util';
+import { errorJson, ThickenError } from '../errors.js';
+
+/** Writes to stdout, and waits where the reader is slower. */
+export async function print(text: string): Promise<void> {
+  if (!process.stdout.write(text)) await once(process.stdout, 'drain');
+}
+
+export function printJson(value: unknown): Promise<void> {
+  return print(`${JSON.stringify(value)}\n`);
+}
+
+export function warn(warnings: readonly string[]): void {
+  for (const warning of warnings) process.stderr.write(`thicken: warning: ${warning}\n`);
+}
+
+/** One line, whatever a file name may hold. */
+export function printError(error: ThickenError): void {
+  // eslint-disable-next-line no-control-regex -- they are what must not reach a terminal
+  const line = error.message.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
+  process.stderr.write(`thicken: ${error.code}: ${line}\n`);
+}
+
+export { errorJson };
+
+const USAGE_CODES = new Set(['USAGE', 'RANGE', 'FORMAT_REQUIRED']);
+
+/** The exit status that the contract gives to an error. */
+export function exitStatus(error: ThickenError): number {
+  if (USAGE_CODES.has(error.code)) return 2;
+  if (error.code === 'IN_USE') return 4;
+  if (error.code === 'CANCELLED') return 130;
+  return 1;
+}
+
+type Style = Parameters<typeof styleText>[0];
+
+/** `text` in a style, where stdout is a terminal that wants it (NO_COLOR, FORCE_COLOR). */
+export function styled(style: Style, text: string): string {
+  return wantsColour() ? styleText(style, text) : text;
+}
+
+function wantsColour(): boolean {
+  if (process.env['NO_COLOR']) return false;
+  if (process.env['FORCE_COLOR']) return process.env['FORCE_COLOR'] !== '0';
+  return process.stdout.isTTY === true && process.env['TERM'] !== 'dumb';
+}
