@@ -176,8 +176,18 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
       const carriedOut = await this.carryOut(plan, request);
       return await this.finish(scope, request, plan, carriedOut);
     } catch (error) {
-      throw withDetails(toThickenError(error), { done: this.done(scope, plan) });
+      const failure = withDetails(toThickenError(error), { done: this.done(scope, plan) });
+      throw await this.withSpace(failure);
     }
+  }
+
+  /** Says how much is missing, where a file system or a quota turned out to be full on the way. */
+  private async withSpace(failure: ThickenError): Promise<ThickenError> {
+    const full = failure.code === 'ENOSPC' || failure.code === 'EDQUOT';
+    const { file, filesystem } = this.image.source;
+    if (!full || failure.needed !== undefined || !file || !filesystem) return failure;
+    const { available } = await readSpace(file, filesystem.type);
+    return withDetails(failure, { needed: this.total - this.position, available });
   }
 
   private async scan(request: PlanRequest): Promise<Plan> {
@@ -305,7 +315,9 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const { survey: after, passes: left } = changed ? await this.scan(request) : before;
     const verified = known ? after.missing === 0 : null;
     const guarantee = verified === true && image.noGuarantee === null;
-    if (verified === false && image.noGuarantee === null) {
+    // What is shared where nothing can unshare it is there, and only can't be promised.
+    const promised = image.noGuarantee === null && (left.length > 0 || after.missing > after.shared);
+    if (verified === false && promised) {
       throw errors.notVerified(image.path, after.missing, left.length === 0);
     }
     return {

@@ -1,6 +1,6 @@
 /** The addon's functions, typed; loaded at first use. */
 import { createRequire } from 'node:module';
-import { arch, platform, versions } from 'node:process';
+import process, { arch, platform, versions } from 'node:process';
 import { fileURLToPath } from 'node:url';
 import { errors } from './errors.js';
 import type { ExtentPage } from './extent.js';
@@ -100,7 +100,10 @@ export function native(): Native {
 function load(): Native {
   const require = createRequire(import.meta.url);
   const root = fileURLToPath(new URL('..', import.meta.url));
+  const given = process.env['THICKEN_ADDON'];
   try {
+    // A build of another kind: with sanitizers, say.
+    if (given) return require(given) as Native;
     const find = require('node-gyp-build') as (root: string) => Native;
     return find(root);
   } catch (cause) {

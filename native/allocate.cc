@@ -48,34 +48,39 @@ Status writeZeroRuns(int fd, uint64_t granularity, Range piece, Work* work) {
   return {};
 }
 
+// `reached` is where the piece starts that was not completed, or the end of the range.
 Status zeroWritePieces(const ZeroWrite& options, int fd, Range range, const CancelFlag& cancel,
-                       Work* work) {
-  for (uint64_t at = range.offset; at < range.end();) {
+                       Work* work, uint64_t* reached) {
+  for (*reached = range.offset; *reached < range.end();) {
     if (cancel.isSet()) {
       work->cancelled = true;
       return {};
     }
-    const Range piece{at, std::min<uint64_t>(range.end() - at, kPiece)};
+    const Range piece{*reached, std::min<uint64_t>(range.end() - *reached, kPiece)};
     Status status = checkSize(options, piece);
     if (status.ok()) status = writeZeroRuns(fd, options.granularity, piece, work);
     if (!status.ok()) return status;
-    at += piece.length;
+    *reached += piece.length;
   }
   return {};
 }
 
+// Some file systems open with O_DIRECT and then refuse a request for its alignment (EINVAL): such a
+// piece goes through the page cache.
 Status zeroWriteRange(const ZeroWrite& options, Range range, const CancelFlag& cancel, Work* work,
                       bool* buffered) {
   uint64_t direct = 0;
   if (options.directFd >= 0 && options.directAlignment > 0 &&
       range.length >= options.directMinimum && range.offset % options.directAlignment == 0)
     direct = range.length - range.length % options.directAlignment;
-  Status status =
-      zeroWritePieces(options, options.directFd, Range{range.offset, direct}, cancel, work);
-  if (!status.ok() || work->cancelled || direct == range.length) return status;
+  uint64_t reached = 0;
+  Status status = zeroWritePieces(options, options.directFd, Range{range.offset, direct}, cancel,
+                                  work, &reached);
+  if (status.error == EINVAL) status = Status{};
+  if (!status.ok() || work->cancelled || reached == range.end()) return status;
   *buffered = true;
-  return zeroWritePieces(options, options.bufferedFd,
-                         Range{range.offset + direct, range.length - direct}, cancel, work);
+  return zeroWritePieces(options, options.bufferedFd, Range{reached, range.end() - reached},
+                         cancel, work, &reached);
 }
 
 Status startWriteback(int fd, Range range) {
@@ -101,8 +106,8 @@ Status fallocateRanges(int fd, FallocateMode mode, const std::vector<Range>& ran
         work->cancelled = true;
         return {};
       }
-      result = fallocate(fd, flags, static_cast<off_t>(range.offset),
-                         static_cast<off_t>(range.length));
+      result =
+          fallocate(fd, flags, static_cast<off_t>(range.offset), static_cast<off_t>(range.length));
     } while (result < 0 && errno == EINTR);
     if (result < 0) return Status::failed("fallocate", range.offset, range.length);
     work->allocated += range.length;

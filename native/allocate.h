@@ -17,11 +17,11 @@ Status fallocateRanges(int fd, FallocateMode mode, const std::vector<Range>& ran
 
 struct ZeroWrite {
   int bufferedFd = -1;
-  int directFd = -1;            ///< opened with O_DIRECT; -1 where that does not work
-  uint64_t directAlignment = 0; ///< offsets and lengths of direct requests are multiples of it
-  uint64_t directMinimum = 0;   ///< shorter ranges are written through the page cache
-  uint64_t granularity = 0;     ///< unit of the decision to write or to leave alone
-  uint64_t expectedSize = 0;    ///< the file's size; a different one ends the call with ESTALE
+  int directFd = -1;             ///< opened with O_DIRECT; -1 where that does not work
+  uint64_t directAlignment = 0;  ///< offsets and lengths of direct requests are multiples of it
+  uint64_t directMinimum = 0;    ///< shorter ranges are written through the page cache
+  uint64_t granularity = 0;      ///< unit of the decision to write or to leave alone
+  uint64_t expectedSize = 0;     ///< the file's size; a different one ends the call with ESTALE
 };
 
 /// Writes zeros over each range, having read it back just before: what is not zero by then is left

@@ -25,8 +25,7 @@ enum class DeviceMode : uint8_t { zeroOut = 0, write = 1 };
 /// zeros. Whatever is not zero is left alone and counted as skipped. `fd` is open with O_DIRECT
 /// and O_EXCL; ranges and granularity are multiples of the logical sector.
 Status allocateDeviceRanges(int fd, DeviceMode mode, uint64_t granularity,
-                            const std::vector<Range>& ranges, const CancelFlag& cancel,
-                            Work* work);
+                            const std::vector<Range>& ranges, const CancelFlag& cancel, Work* work);
 
 /// The file behind a loop device (LOOP_GET_STATUS64). `device` and `inode` identify it.
 struct LoopFacts {

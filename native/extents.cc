@@ -30,8 +30,8 @@ class FiemapBuffer {
 
   fiemap* header() { return reinterpret_cast<fiemap*>(words_.data()); }
   const fiemap_extent* extents() {
-    return reinterpret_cast<const fiemap_extent*>(
-        reinterpret_cast<const char*>(words_.data()) + sizeof(fiemap));
+    return reinterpret_cast<const fiemap_extent*>(reinterpret_cast<const char*>(words_.data()) +
+                                                  sizeof(fiemap));
   }
 
   Status read(int fd, Range range) {
@@ -85,8 +85,7 @@ Status readFiemap(int fd, Range range, size_t maxExtents, const CancelFlag& canc
       const fiemap_extent& extent = buffer.extents()[i];
       // The kernel rounds to its blocks, and its answer may start before what was asked for.
       const uint64_t from = std::clamp<uint64_t>(extent.fe_logical, at, end);
-      const uint64_t to =
-          std::clamp<uint64_t>(extent.fe_logical + extent.fe_length, from, end);
+      const uint64_t to = std::clamp<uint64_t>(extent.fe_logical + extent.fe_length, from, end);
       if (from > at) page->add(Range{at, from - at}, HostState::hole, 0);
       if (to > from)
         page->add(Range{from, to - from}, stateOf(extent.fe_flags),

@@ -7,11 +7,11 @@
 namespace thicken {
 
 struct FileFacts {
-  uint32_t blockSize = 0;         ///< bytes (FIGETBSZ): the unit of allocation
-  bool hasInodeFlags = false;     ///< whether the file system has FS_IOC_GETFLAGS
-  uint32_t inodeFlags = 0;        ///< FS_*_FL (linux/fs.h)
-  uint32_t directMemory = 0;      ///< bytes (statx(2), STATX_DIOALIGN, Linux 6.1); 0: unknown
-  uint32_t directOffset = 0;      ///< bytes; 0: unknown, or no direct I/O
+  uint32_t blockSize = 0;      ///< bytes (FIGETBSZ): the unit of allocation
+  bool hasInodeFlags = false;  ///< whether the file system has FS_IOC_GETFLAGS
+  uint32_t inodeFlags = 0;     ///< FS_*_FL (linux/fs.h)
+  uint32_t directMemory = 0;   ///< bytes (statx(2), STATX_DIOALIGN, Linux 6.1); 0: unknown
+  uint32_t directOffset = 0;   ///< bytes; 0: unknown, or no direct I/O
 };
 
 Status readFileFacts(int fd, FileFacts* facts);

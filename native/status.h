@@ -5,7 +5,8 @@
 
 namespace thicken {
 
-/// Outcome of a system call: errno and the call's name, and the bytes of the file that it was about.
+/// Outcome of a system call: errno and the call's name, and the bytes of the file that it was
+/// about.
 struct Status {
   int error = 0;
   const char* syscall = "";

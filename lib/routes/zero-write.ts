@@ -41,14 +41,14 @@ class ZeroWriteSession implements RouteSession {
   }
 
   run(ranges: Float64Array, cancel: CancelFlag) {
-    const { granularity, size } = this.context;
+    const { granularity, size, filesystem } = this.context;
     return this.buffered.use((bufferedFd) =>
       this.useDirect((directFd) =>
         native().zeroWrite(
           {
             bufferedFd,
             directFd,
-            directAlignment: granularity,
+            directAlignment: Math.max(granularity, filesystem?.directAlignment ?? 0),
             directMinimum: DIRECT_MINIMUM,
             granularity,
             expectedSize: size,

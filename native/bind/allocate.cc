@@ -41,8 +41,8 @@ ZeroWrite zeroWriteArg(const Napi::CallbackInfo& info, size_t index) {
 Napi::Value jsZeroWrite(const Napi::CallbackInfo& info) {
   return queue<Work>(
       info.Env(), cancelArg(info, 2),
-      [options = zeroWriteArg(info, 0), ranges = rangesArg(info, 1)](
-          Work* work, const CancelFlag& cancel) {
+      [options = zeroWriteArg(info, 0), ranges = rangesArg(info, 1)](Work* work,
+                                                                     const CancelFlag& cancel) {
         return zeroWriteRanges(options, ranges, cancel, work);
       },
       workValue);

@@ -18,8 +18,7 @@ uint64_t bytesOfNumber(Napi::Env env, double value) {
 }  // namespace
 
 int descriptorArg(const Napi::CallbackInfo& info, size_t index) {
-  if (!info[index].IsNumber())
-    throw Napi::TypeError::New(info.Env(), "expected a file descriptor");
+  if (!info[index].IsNumber()) throw Napi::TypeError::New(info.Env(), "expected a file descriptor");
   return info[index].As<Napi::Number>().Int32Value();
 }
 
