@@ -249,7 +249,7 @@ export const errors = {
   addonLoad: (cause: unknown, facts: string) =>
     build(
       'ADDON_LOAD',
-      `the native addon does not load (${facts})`,
+      `the native addon does not load (${cause instanceof Error ? `${cause.message}; ` : ''}${facts})`,
       'rebuild it with `npm rebuild thicken` (it needs python3, make and g++), or install the ' +
         'package on the machine that runs it',
       { cause },

@@ -1,8 +1,9 @@
-/** The addon's functions, typed; loaded at first use. */
-import { createRequire } from 'node:module';
+/** The addon's functions, typed. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import process, { arch, platform, versions } from 'node:process';
 import { fileURLToPath } from 'node:url';
-import { errors } from './errors.js';
+import { errors, type ThickenError } from './errors.js';
 import type { ExtentPage } from './extent.js';
 
 export interface CancelFlag {
@@ -89,24 +90,38 @@ export interface Native {
   probeWriter(fd: number): Promise<boolean>;
 }
 
+/** Where a build from source is, and where the package carries one for each processor. */
+const PLACES = ['build/Release/thicken.node', `prebuilds/linux-${arch}/thicken.node`];
+
 let loaded: Native | undefined;
+let failure: ThickenError | undefined;
 
 /** Throws ADDON_LOAD, with a diagnosis and the remedy. */
 export function native(): Native {
-  loaded ??= load();
-  return loaded;
+  if (loaded) return loaded;
+  throw failure ?? errors.addonLoad(undefined, 'not loaded');
 }
 
-function load(): Native {
-  const require = createRequire(import.meta.url);
+function load(): void {
   const root = fileURLToPath(new URL('..', import.meta.url));
+  // THICKEN_ADDON names a build of another kind: with sanitizers, say.
   const given = process.env['THICKEN_ADDON'];
+  const places = given ? [given] : PLACES.map((place) => join(root, place));
+  const found = places.find((place) => existsSync(place));
+  const facts = `${platform} ${arch}, Node ${versions.node}, looked for ${places.join(' and ')}`;
+  if (!found) {
+    failure = errors.addonLoad(undefined, facts);
+    return;
+  }
+  const module = { exports: {} };
   try {
-    // A build of another kind: with sanitizers, say.
-    if (given) return require(given) as Native;
-    const find = require('node-gyp-build') as (root: string) => Native;
-    return find(root);
+    process.dlopen(module, found);
+    loaded = module.exports as Native;
   } catch (cause) {
-    throw errors.addonLoad(cause, `${platform} ${arch}, Node ${versions.node}, looked in ${root}`);
+    failure = errors.addonLoad(cause, facts);
   }
 }
+
+// With the module, so that the first use of the library does not pay for it; a failure is told to
+// whoever uses it, since an import that throws can't be caught where it matters.
+load();

@@ -3,7 +3,7 @@ import { errors } from './errors.js';
 import type { ExtentSource } from './extent-source.js';
 import type { CancelFlag, Work } from './native.js';
 import { NO_WORK } from './native.js';
-import { ChunkSize } from './pace.js';
+import { ChunkSize, type ChunkBounds } from './pace.js';
 import { clip, roundDown } from './range.js';
 import type { Route, RouteContext, RouteSession } from './routes/index.js';
 import { systemClock, type Throttle } from './throttle.js';
@@ -54,6 +54,13 @@ export async function runPass(request: PassRequest, control: PassControl): Promi
   }
 }
 
+/** The first chunks beside a guest: 256 gaps took 1 ms where 100,000 held its writes up for 0.5 s. */
+const LIVE_START: ChunkBounds = { bytes: 64 * 2 ** 20, ranges: 256 };
+
+function smaller(a: ChunkBounds, b: ChunkBounds): ChunkBounds {
+  return { bytes: Math.min(a.bytes, b.bytes), ranges: Math.min(a.ranges, b.ranges) };
+}
+
 class Chunks {
   private readonly size: ChunkSize;
   private readonly adapts: boolean;
@@ -69,7 +76,8 @@ class Chunks {
     private readonly control: PassControl,
   ) {
     const { route, context } = request;
-    this.size = new ChunkSize(route.chunk, route.most, context.granularity);
+    const start = control.live ? smaller(route.chunk, LIVE_START) : route.chunk;
+    this.size = new ChunkSize(start, route.most, context.granularity);
     this.adapts = route.depth === 1;
   }
 

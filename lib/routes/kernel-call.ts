@@ -2,16 +2,14 @@ import { READ_WRITE, type Descriptor } from '../descriptor.js';
 import { native, type CancelFlag } from '../native.js';
 import type { RouteContext, RouteSession } from './route.js';
 
-const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 
 /**
- * Bounds of routes that are one fallocate(2) a range. The time of a call goes by the gaps and the
- * fragments of free space that it meets, which can't be seen before: chunks start small, and grow
- * while they are short.
+ * Bounds of routes that are one fallocate(2) a range. The time of a call goes by the fragments of
+ * free space that it meets, which can't be seen before, so that chunks adapt to it.
  */
 export const GROWING = {
-  chunk: { bytes: 64 * MIB, ranges: 256 },
+  chunk: { bytes: 4 * GIB, ranges: 4096 },
   most: { bytes: 64 * GIB, ranges: 65_536 },
   depth: 1,
 } as const;

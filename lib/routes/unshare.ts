@@ -9,6 +9,6 @@ import type { Route } from './route.js';
 export const unshareRoute: Route = {
   name: 'unshare',
   ...GROWING,
-  chunk: { bytes: 4 * 2 ** 20, ranges: 64 },
+  chunk: { bytes: 16 * 2 ** 20, ranges: 256 },
   open: (context) => FallocateSession.open(context, FALLOCATE_UNSHARE),
 };
