@@ -1,0 +1,95 @@
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmod, mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { attachLoop } from './support/loop.js';
+import { makePattern, type Segment } from './support/patterns.js';
+import { cliMain, mustRun, repository, run } from './support/processes.js';
+import { requires } from './support/requirements.js';
+import { scratchPath } from './support/scratch.js';
+
+const MIB = 2 ** 20;
+const readme = readFileSync(join(repository, 'README.md'), 'utf8');
+
+/** Some data, some holes; large enough for every range that README names. */
+const SEGMENTS: Segment[] = [
+  { kind: 'hole', length: 8 * MIB },
+  { kind: 'data', length: 8 * MIB },
+  { kind: 'unwritten', length: 4 * MIB },
+  { kind: 'hole', length: 1100 * MIB },
+];
+
+function blocks(language: string): string[] {
+  const found = readme.matchAll(new RegExp(`^\`\`\`${language}\\n([\\s\\S]*?)^\`\`\``, 'gm'));
+  return [...found].map((match) => match[1] ?? '');
+}
+
+async function workplace(): Promise<{ folder: string; path: string }> {
+  const folder = scratchPath('readme');
+  await mkdir(join(folder, 'bin'), { recursive: true });
+  const command = join(folder, 'bin/thicken');
+  writeFileSync(command, `#!/bin/sh\nexec ${process.execPath} ${cliMain} "$@"\n`);
+  await chmod(command, 0o755);
+  return { folder, path: `${join(folder, 'bin')}:${process.env['PATH']}` };
+}
+
+async function freshImages(folder: string): Promise<void> {
+  for (const name of ['disk.img', 'one.img', 'two.img']) {
+    await makePattern(join(folder, name), SEGMENTS);
+  }
+}
+
+const commands = blocks('sh').flatMap((block) => block.trim().split('\n'));
+
+test('README shows commands at all', () => {
+  expect(commands.length).toBeGreaterThan(10);
+});
+
+test.runIf(requires({ root: true, loop: true })).each(commands)('%s', async (command) => {
+  const { folder, path } = await workplace();
+  await freshImages(folder);
+  // The run with --speed is shortened to what can be waited for: the range, not the rate.
+  const shortened = command.replace('--speed 50M', '--speed 50M --length 32M');
+  const outcome = await inShell(shortened, folder, path);
+  // `verify` of a thin image is not satisfied, which is what it is for.
+  const accepted = command.includes('verify') ? [0, 3] : [0];
+  expect(accepted, outcome.stderr).toContain(outcome.status);
+});
+
+/** The device of the examples is a loop device here. */
+async function inShell(command: string, folder: string, path: string) {
+  const options = { cwd: folder, env: { PATH: path } };
+  if (!command.includes('/dev/vg0/guest')) return run('sh', ['-c', command], options);
+  await using loop = await attachLoop({ file: join(folder, 'disk.img') });
+  return await run('sh', ['-c', command.replace('/dev/vg0/guest', loop.device)], options);
+}
+
+test('the TypeScript example runs, and allocates', async () => {
+  const [example] = blocks('ts');
+  const { folder } = await workplace();
+  await freshImages(folder);
+  // Inside the clone, so that the package finds itself by name.
+  const script = `process.chdir(${JSON.stringify(folder)});\n${example}`;
+  const output = await mustRun(
+    process.execPath,
+    ['--input-type=module', '-e', script],
+    { cwd: repository },
+  );
+  expect(output).toMatch(/0 1048576 hole/);
+  expect(output).toMatch(/true true\n$/);
+});
+
+test('files that README links to exist', () => {
+  const links = [...readme.matchAll(/\]\(([^)#:]+)\)/g)].map((match) => match[1] ?? '');
+  expect(links.length).toBeGreaterThan(4);
+  for (const link of links) expect(existsSync(join(repository, link)), link).toBe(true);
+});
+
+test('the npm scripts that README and CONTRIBUTING name exist', () => {
+  const { scripts } = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8')) as {
+    scripts: Record<string, string>;
+  };
+  const text = readme + readFileSync(join(repository, 'CONTRIBUTING.md'), 'utf8');
+  const named = [...text.matchAll(/npm (?:run )?(demo|test|soak|build|bench|lint|thicken|prebuilds)\b/g)];
+  for (const match of named) expect(scripts).toHaveProperty(match[1] ?? '');
+});
