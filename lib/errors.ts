@@ -2,7 +2,7 @@
  * Every error that leaves thicken, and every message: what happened, on which file and range; what
  * to do about it.
  */
-import { getSystemErrorName } from 'node:util';
+import { constants } from 'node:os';
 import type { AllocationDone } from './types.js';
 
 export interface ErrorDetails {
@@ -148,14 +148,25 @@ export function isRawSystemError(error: unknown): error is RawSystemError {
   );
 }
 
+/** Names by number. Node's own look-up has libuv's names, and lacks some (EDQUOT, ESTALE). */
+const ERRNO_NAMES = new Map(
+  Object.entries(constants.errno)
+    .reverse()
+    .map(([name, number]) => [number, name]),
+).set(95, 'EOPNOTSUPP');
+
+function errnoName(errno: number): string {
+  return ERRNO_NAMES.get(errno) ?? `ERRNO_${errno}`;
+}
+
 export function systemError(raw: RawSystemError, path: string): ThickenError {
   const errno = Math.abs(raw.errno);
-  const name = getSystemErrorName(-errno);
+  const name = errnoName(errno);
   // A changed image is the caller's doing, not the file system's stale handle.
   const code = name === 'ESTALE' ? 'CHANGED' : name;
   const call = raw.syscall ?? 'open';
   const details = { errno, syscall: call, path, offset: raw.offset, length: raw.length };
-  const what = `${WORDS[name] ?? raw.message}: ${call}`;
+  const what = `${WORDS[name] ?? name}: ${call}`;
   return build(code, what, REMEDIES[name] ?? 'see the manual page of the call', {
     ...details,
     cause: raw,

@@ -37,6 +37,9 @@ export interface ZeroWriteOptions {
   directMinimum: number;
   granularity: number;
   expectedSize: number;
+  /** What an earlier call wrote, and is to be on the disk when this one is done. */
+  settleOffset: number;
+  settleLength: number;
 }
 
 /**

@@ -1,8 +1,7 @@
 /** One route over the extents of one range: chunks, in flight within bounds, under the throttle. */
 import { errors } from './errors.js';
 import type { ExtentSource } from './extent-source.js';
-import type { CancelFlag, Work } from './native.js';
-import { NO_WORK } from './native.js';
+import { NO_WORK, type CancelFlag, type Work } from './native.js';
 import { ChunkSize, type ChunkBounds } from './pace.js';
 import { clip, roundDown } from './range.js';
 import type { Route, RouteContext, RouteSession } from './routes/index.js';
@@ -130,8 +129,13 @@ class Chunks {
 
   /** Takes from what is pending as much as may be allocated; throws KEEP_FREE if that is nothing. */
   private async withinRoom(): Promise<number[]> {
-    const room = await this.control.room();
     const unit = this.request.context.granularity;
+    let room = await this.control.room();
+    // Chunks in flight may have got some of their blocks already: only at rest the count is exact.
+    while (this.inFlight.size > 0 && room.bytes - this.bytesInFlight < this.pendingBytes) {
+      await Promise.race(this.inFlight);
+      room = await this.control.room();
+    }
     const most = room.bytes === Infinity ? Infinity : roundDown(room.bytes - this.bytesInFlight, unit);
     if (most < Math.min(unit, this.pendingBytes)) {
       throw errors.keepFree(this.request.context.image.path, room.keepFree, room.available);
@@ -171,14 +175,23 @@ class Chunks {
       .then((work) => {
         this.bytesInFlight -= bytes;
         this.inFlight.delete(settled);
-        this.control.completed(work);
         const elapsed = systemClock.now() - began;
         if (this.adapts) this.size.note(elapsed);
+        this.complete(work);
         return elapsed;
       });
     const settled: Promise<void> = chunk.then(() => undefined);
     this.inFlight.add(settled);
     return chunk;
+  }
+
+  /** A listener of the caller's may throw here. */
+  private complete(work: Work): void {
+    try {
+      this.control.completed(work);
+    } catch (error) {
+      this.failure ??= { error };
+    }
   }
 
   /** What a failed chunk did until then still counts. */

@@ -55,7 +55,7 @@ export function routeFor(state: number, facts: PlanFacts, request: PlanRequest):
   if (facts.kind === 'block') return state === SHARED ? null : 'device';
   if (state === SHARED) return wanted('unshare', request) && facts.abilities.unshare ? 'unshare' : null;
   if (request.level === 'full') return wanted('zero-write', request) ? 'zero-write' : null;
-  if (request.route === 'zero-write') return 'zero-write';
+  if (request.route === 'zero-write' || request.route === 'fallocate') return request.route;
   if (!wanted('fallocate', request)) return null;
   return facts.abilities.fallocate ? 'fallocate' : 'zero-write';
 }

@@ -39,7 +39,7 @@ export class RangeList {
   }
 
   private coarsen(): void {
-    while (this.ranges.length > this.most / 2) {
+    while (this.ranges.length > Math.max(1, this.most / 2)) {
       this.gap = Math.max(4096, this.gap * 2);
       const before = this.ranges;
       this.ranges = [];

@@ -1,4 +1,5 @@
 /** Byte ranges: the only place that rounds. */
+import { inspect } from 'node:util';
 import { rangeError } from './errors.js';
 import type { ByteRange } from './types.js';
 
@@ -29,7 +30,7 @@ export function checkBytes(name: string, value: unknown): number {
 }
 
 function describe(value: unknown): string {
-  return typeof value === 'string' ? JSON.stringify(value) : String(value);
+  return inspect(value, { depth: 0, breakLength: Infinity });
 }
 
 /**

@@ -2,9 +2,12 @@
 export interface Clock {
   /** Milliseconds, monotonic. */
   now(): number;
-  /** Resolves after `ms`, or at once when `signal` aborts. */
+  /** Resolves after `ms` (or before, where that is very long), or at once when `signal` aborts. */
   sleep(ms: number, signal: AbortSignal): Promise<void>;
 }
+
+/** setTimeout takes more for 1 ms; whoever sleeps looks at the clock again. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 export const systemClock: Clock = {
   now: () => performance.now(),
@@ -16,7 +19,7 @@ export const systemClock: Clock = {
         signal.removeEventListener('abort', done);
         resolve();
       };
-      const timer = setTimeout(done, ms);
+      const timer = setTimeout(done, Math.min(ms, LONGEST_TIMER_MS));
       signal.addEventListener('abort', done);
     }),
 };
@@ -41,18 +44,14 @@ class Bucket {
 
   setRate(rate: number, now: number): void {
     this.earn(now);
-    // A debt made at the old rate would hold a faster one up for as long.
-    if (this.level < 0 && Number.isFinite(this.rate) && Number.isFinite(rate)) {
-      this.level *= rate / this.rate;
-    }
     if (!Number.isFinite(rate)) this.level = 0;
     this.rate = rate;
   }
 
-  /** Milliseconds until the bucket is out of debt. */
+  /** Whole milliseconds until the bucket is out of debt. */
   wait(now: number): number {
     this.earn(now);
-    return this.level >= 0 ? 0 : (-this.level / this.rate) * 1000;
+    return this.level >= 0 ? 0 : Math.ceil((-this.level / this.rate) * 1000);
   }
 
   take(amount: number): void {

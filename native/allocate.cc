@@ -25,7 +25,24 @@ Status checkSize(const ZeroWrite& options, Range piece) {
   return {};
 }
 
-Status writeZeroRuns(int fd, uint64_t granularity, Range piece, Work* work) {
+bool isAligned(const ZeroWrite& options, Range range) {
+  return options.directFd >= 0 && options.directAlignment > 0 &&
+         range.offset % options.directAlignment == 0 &&
+         range.length % options.directAlignment == 0;
+}
+
+// Reads past the page cache where that works: a buffered read of a hole would fill the cache with
+// zeros that nobody asked for.
+Status readBack(const ZeroWrite& options, Range part, void* data) {
+  size_t got = 0;
+  Status status{EINVAL};
+  if (isAligned(options, part)) status = readFully(options.directFd, part, data, &got);
+  if (status.error == EINVAL) status = readFully(options.bufferedFd, part, data, &got);
+  if (status.ok() && got < part.length) return Status{ESTALE, "pread", part.offset, part.length};
+  return status;
+}
+
+Status writeZeroRuns(const ZeroWrite& options, int fd, Range piece, Work* work) {
   thread_local std::vector<Range> runs;
   runs.clear();
   uint64_t zero = 0;
@@ -33,12 +50,10 @@ Status writeZeroRuns(int fd, uint64_t granularity, Range piece, Work* work) {
   // a hole is a memset.
   for (uint64_t at = piece.offset; at < piece.end();) {
     const Range part{at, std::min<uint64_t>(piece.end() - at, kScratchSize)};
-    size_t got = 0;
-    Status status = readFully(fd, part, scratchBuffer(), &got);
+    Status status = readBack(options, part, scratchBuffer());
     if (!status.ok()) return status;
-    if (got < part.length) return Status{ESTALE, "pread", part.offset, part.length};
-    zero += findZeroRuns(scratchBuffer(), got, granularity, at, &runs);
-    at += got;
+    zero += findZeroRuns(scratchBuffer(), part.length, options.granularity, at, &runs);
+    at += part.length;
   }
   work->skipped += piece.length - zero;
   for (const Range& run : runs) {
@@ -58,7 +73,7 @@ Status zeroWritePieces(const ZeroWrite& options, int fd, Range range, const Canc
     }
     const Range piece{*reached, std::min<uint64_t>(range.end() - *reached, kPiece)};
     Status status = checkSize(options, piece);
-    if (status.ok()) status = writeZeroRuns(fd, options.granularity, piece, work);
+    if (status.ok()) status = writeZeroRuns(options, fd, piece, work);
     if (!status.ok()) return status;
     *reached += piece.length;
   }
@@ -70,27 +85,36 @@ Status zeroWritePieces(const ZeroWrite& options, int fd, Range range, const Canc
 Status zeroWriteRange(const ZeroWrite& options, Range range, const CancelFlag& cancel, Work* work,
                       bool* buffered) {
   uint64_t direct = 0;
-  if (options.directFd >= 0 && options.directAlignment > 0 &&
-      range.length >= options.directMinimum && range.offset % options.directAlignment == 0)
+  if (options.directAlignment > 0 && range.length >= options.directMinimum)
     direct = range.length - range.length % options.directAlignment;
+  if (!isAligned(options, Range{range.offset, direct})) direct = 0;
   uint64_t reached = 0;
   Status status = zeroWritePieces(options, options.directFd, Range{range.offset, direct}, cancel,
                                   work, &reached);
   if (status.error == EINVAL) status = Status{};
   if (!status.ok() || work->cancelled || reached == range.end()) return status;
   *buffered = true;
-  return zeroWritePieces(options, options.bufferedFd, Range{reached, range.end() - reached},
-                         cancel, work, &reached);
+  return zeroWritePieces(options, options.bufferedFd, Range{reached, range.end() - reached}, cancel,
+                         work, &reached);
+}
+
+Status syncRange(int fd, Range range, unsigned flags) {
+  if (sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
+                      flags) == 0)
+    return {};
+  // Not for this kind of file; the sync at the end of the pass does without.
+  if (errno == ESPIPE || errno == EINVAL || errno == ENOSYS) return {};
+  return Status::failed("sync_file_range", range.offset, range.length);
 }
 
 Status startWriteback(int fd, Range range) {
-  const unsigned flags =
-      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-  if (sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
-                      flags) < 0 &&
-      errno != ESPIPE && errno != EINVAL && errno != ENOSYS)
-    return Status::failed("sync_file_range", range.offset, range.length);
-  return {};
+  return syncRange(fd, range, SYNC_FILE_RANGE_WRITE);
+}
+
+Status finishWriteback(int fd, Range range) {
+  return syncRange(
+      fd, range,
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
 }
 
 }  // namespace
@@ -124,9 +148,13 @@ Status zeroWriteRanges(const ZeroWrite& options, const std::vector<Range>& range
     status = zeroWriteRange(options, range, cancel, work, &buffered);
     if (!status.ok() || work->cancelled) break;
   }
-  if (!status.ok() || !buffered || ranges.empty()) return status;
-  const uint64_t start = ranges.front().offset;
-  return startWriteback(options.bufferedFd, Range{start, ranges.back().end() - start});
+  if (!status.ok()) return status;
+  if (buffered) {
+    const uint64_t start = ranges.front().offset;
+    status = startWriteback(options.bufferedFd, Range{start, ranges.back().end() - start});
+  }
+  if (!status.ok() || options.settle.length == 0) return status;
+  return finishWriteback(options.bufferedFd, options.settle);
 }
 
 }  // namespace thicken

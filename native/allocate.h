@@ -22,12 +22,13 @@ struct ZeroWrite {
   uint64_t directMinimum = 0;    ///< shorter ranges are written through the page cache
   uint64_t granularity = 0;      ///< unit of the decision to write or to leave alone
   uint64_t expectedSize = 0;     ///< the file's size; a different one ends the call with ESTALE
+  Range settle;                  ///< written by an earlier call: on the disk when this returns
 };
 
 /// Writes zeros over each range, having read it back just before: what is not zero by then is left
-/// alone and counted as skipped. The caller holds the locks. Never extends the file. Buffered
-/// ranges are on their way to the disk when this returns, so that dirty memory stays bounded by
-/// the ranges in flight.
+/// alone and counted as skipped. The caller holds the locks. Never extends the file. What went
+/// through the page cache is on its way to the disk when this returns; the caller bounds dirty
+/// memory by settling it in a later call, which meanwhile keeps the disk busy.
 Status zeroWriteRanges(const ZeroWrite& options, const std::vector<Range>& ranges,
                        const CancelFlag& cancel, Work* work);
 

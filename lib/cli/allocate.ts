@@ -1,9 +1,9 @@
-import { errors, toThickenError, type ThickenError } from '../errors.js';
+import { errorJson, errors, toThickenError, type ThickenError } from '../errors.js';
 import { open } from '../image.js';
 import type { AllocationDone, AllocationRequest, AllocationResult } from '../types.js';
 import { formatBytes } from '../units.js';
 import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
-import { errorJson, exitStatus, print, printError, printJson, warn } from './output.js';
+import { exitStatus, plain, print, printError, printJson, warn } from './output.js';
 import { showProgress, type ProgressStyle } from './progress.js';
 import { rangeTable } from './table.js';
 
@@ -27,8 +27,8 @@ export async function allocate(
   const outcomes: Outcome[] = [];
   for (const target of targets) {
     const outcome = await allocateOne(target, options, signal);
-    if (options.json) reportAside(outcome);
-    else await report(outcome, options);
+    reportAside(outcome, options);
+    if (!options.json && !('error' in outcome)) await print(await render(outcome, options));
     outcomes.push(outcome);
   }
   if (options.json) {
@@ -85,26 +85,32 @@ function documentOf(outcome: Outcome): unknown {
   return { target, error: errorJson(error), ...(done && { done }) };
 }
 
-function reportAside(outcome: Outcome): void {
-  if ('error' in outcome) printError(outcome.error);
-  else warn(outcome.warnings);
-}
-
-async function report(outcome: Outcome, options: Options): Promise<void> {
-  if ('error' in outcome) {
+/** Errors and warnings, on stderr; as lines of JSON among those of the progress. */
+function reportAside(outcome: Outcome, { progress }: Options): void {
+  if (progress === 'json') {
+    for (const line of linesOf(outcome)) process.stderr.write(`${JSON.stringify(line)}\n`);
+  } else if (!('error' in outcome)) {
+    warn(outcome.warnings);
+  } else {
     printError(outcome.error);
     const { done } = outcome.error;
-    if (done && done.allocated > 0) {
-      process.stderr.write(`thicken: ${formatBytes(done.allocated)} had been allocated by then\n`);
-    }
-    return;
+    if (!done?.allocated) return;
+    process.stderr.write(`thicken: ${formatBytes(done.allocated)} had been allocated by then\n`);
   }
-  await print(options.dryRun ? await renderPlan(outcome) : renderResult(outcome));
-  warn(outcome.warnings);
+}
+
+function linesOf(outcome: Outcome): unknown[] {
+  if ('error' in outcome) return [documentOf(outcome)];
+  return outcome.warnings.map((warning) => ({ target: outcome.target, warning }));
+}
+
+function render(result: AllocationResult, options: Options): string | Promise<string> {
+  return options.dryRun ? renderPlan(result) : renderResult(result);
 }
 
 export function renderResult(result: AllocationResult): string {
-  const { target, preallocation, allocated, skipped, seconds, verified, guarantee } = result;
+  const { preallocation, allocated, skipped, seconds, verified, guarantee } = result;
+  const target = plain(result.target);
   const did =
     allocated > 0
       ? `${formatBytes(allocated)} allocated (${preallocation}), ${formatBytes(skipped)} were already`
@@ -115,7 +121,8 @@ export function renderResult(result: AllocationResult): string {
 }
 
 async function renderPlan(result: AllocationResult): Promise<string> {
-  const { target, plan, preallocation } = result;
+  const { plan, preallocation } = result;
+  const target = plain(result.target);
   if (plan.length === 0) return `${target}: nothing to do (${preallocation})\n`;
   const bytes = plan.reduce((sum, step) => sum + step.length, 0);
   const headline = `${target}: would allocate ${formatBytes(bytes)} (${preallocation})\n`;

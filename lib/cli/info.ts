@@ -2,7 +2,7 @@ import { open } from '../image.js';
 import type { ImageInfo } from '../types.js';
 import { formatBytes } from '../units.js';
 import { openOptionsOf, type CommonOptions } from './options.js';
-import { print, printJson, styled, warn } from './output.js';
+import { plain, print, printJson, styled, warn } from './output.js';
 
 export async function info([target = '']: string[], options: CommonOptions): Promise<number> {
   await using image = await open(target, openOptionsOf(options));
@@ -20,7 +20,7 @@ const BY = { option: 'as told', suffix: 'by its header and name', probe: 'by a p
 
 export function renderInfo(info: ImageInfo): string {
   const rows: [string, string][] = [
-    ['image', info.target],
+    ['image', plain(info.target)],
     ['kind', info.kind],
     ['format', `${info.format} (${BY[info.formatBy]})`],
     ['virtual size', size(info.virtualSize)],
@@ -32,7 +32,7 @@ export function renderInfo(info: ImageInfo): string {
     ['granularity', size(info.granularity)],
     ['in use', useOf(info)],
     ['file system', filesystemOf(info)],
-    ...info.backing.map((layer): [string, string] => ['backing', layer.path]),
+    ...info.backing.map((layer): [string, string] => ['backing', plain(layer.path)]),
   ];
   return rows.map(([name, text]) => `${styled('bold', name.padEnd(13))} ${text}\n`).join('');
 }
@@ -50,7 +50,7 @@ function share(bytes: number | null, of: number | null): string {
 function useOf({ inUse }: ImageInfo): string {
   if (!inUse) return 'no';
   const locks = inUse.locks.length > 0 ? `, locks on bytes ${inUse.locks.join(' ')}` : '';
-  return `by ${inUse.by || 'a process that can’t be seen from here'}${locks}`;
+  return `by ${plain(inUse.by) || 'a process that can’t be seen from here'}${locks}`;
 }
 
 function filesystemOf({ filesystem }: ImageInfo): string {

@@ -11,7 +11,7 @@ import {
   parseRate,
   ROUTE_NAMES,
 } from './options.js';
-import { errorJson, exitStatus, print, printError, printJson } from './output.js';
+import { exitStatus, print, printError, printJsonError } from './output.js';
 
 /** Runs a command; its value is the exit status. */
 type Action<Options> = (
@@ -119,7 +119,7 @@ async function main(args: string[]): Promise<void> {
     if (isPrinted(error)) return;
     const failure = translate(error);
     printError(failure);
-    if (args.includes('--json')) await printJson({ error: errorJson(failure) });
+    if (args.includes('--json')) await printJsonError(failure);
     process.exitCode = exitStatus(failure);
     if (failure.code === 'CANCELLED') await print('').then(() => process.exit());
   }

@@ -4,7 +4,7 @@ import type { MapEntry } from '../types.js';
 import { renderBar } from './bar.js';
 import { Buckets } from './buckets.js';
 import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
-import { print, warn } from './output.js';
+import { print, printJsonPart, warn } from './output.js';
 import { renderSvg, SVG_COLUMNS } from './svg.js';
 import { renderTable, type Column } from './table.js';
 
@@ -32,11 +32,11 @@ async function printJsonMap(image: Image, range: RangeOptions): Promise<void> {
     batch += separator + JSON.stringify(entry);
     separator = ',\n';
     if (batch.length > BATCH) {
-      await print(batch);
+      await printJsonPart(batch);
       batch = '';
     }
   }
-  await print(`${batch}]\n`);
+  await printJsonPart(`${batch}]\n`);
 }
 
 const COLUMNS: Column[] = [

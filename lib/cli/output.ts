@@ -1,29 +1,43 @@
 /** What the commands print, and where. */
 import { once } from 'node:events';
 import { styleText } from 'node:util';
-import { errorJson, ThickenError } from '../errors.js';
+import { errorJson, type ThickenError } from '../errors.js';
 
 /** Writes to stdout, and waits where the reader is slower. */
 export async function print(text: string): Promise<void> {
   if (!process.stdout.write(text)) await once(process.stdout, 'drain');
 }
 
+let documentBegun = false;
+
+/** Prints a part of the one JSON document of a run. */
+export function printJsonPart(text: string): Promise<void> {
+  documentBegun = true;
+  return print(text);
+}
+
 export function printJson(value: unknown): Promise<void> {
-  return print(`${JSON.stringify(value)}\n`);
+  return printJsonPart(`${JSON.stringify(value)}\n`);
+}
+
+/** The error as the run's JSON document, unless a document was cut short by it. */
+export async function printJsonError(error: ThickenError): Promise<void> {
+  if (!documentBegun) await printJson({ error: errorJson(error) });
 }
 
 export function warn(warnings: readonly string[]): void {
   for (const warning of warnings) process.stderr.write(`thicken: warning: ${warning}\n`);
 }
 
-/** One line, whatever a file name may hold. */
-export function printError(error: ThickenError): void {
+/** Text for a terminal, on one line, whatever a file name may hold. */
+export function plain(text: string): string {
   // eslint-disable-next-line no-control-regex -- they are what must not reach a terminal
-  const line = error.message.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
-  process.stderr.write(`thicken: ${error.code}: ${line}\n`);
+  return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
 }
 
-export { errorJson };
+export function printError(error: ThickenError): void {
+  process.stderr.write(`thicken: ${error.code}: ${plain(error.message)}\n`);
+}
 
 const USAGE_CODES = new Set(['USAGE', 'RANGE', 'FORMAT_REQUIRED']);
 

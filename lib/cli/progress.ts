@@ -1,6 +1,7 @@
 import type { Job } from '../job.js';
 import type { Progress } from '../types.js';
 import { formatBytes, formatSeconds } from '../units.js';
+import { plain } from './output.js';
 
 export type ProgressStyle = 'auto' | 'none' | 'json';
 
@@ -28,7 +29,7 @@ async function showBar(target: string, job: Job) {
     stream: process.stderr,
     clearOnComplete: true,
     hideCursor: true,
-    format: `${target} {bar} {percentage}%  {done} of {all}  {rate}/s  {left}`,
+    format: `${plain(target).replaceAll('{', '(')} {bar} {percentage}%  {done} of {all}  {rate}/s  {left}`,
     barsize: 30,
     barCompleteChar: '█',
     barIncompleteChar: '░',

@@ -79,7 +79,8 @@ function legend(buckets: Buckets): string {
 }
 
 function shorten(name: string): string {
-  return name.length > 80 ? `…${name.slice(-79)}` : name;
+  const letters = [...name];
+  return letters.length > 80 ? `…${letters.slice(-79).join('')}` : name;
 }
 
 function escapeXml(text: string): string {
@@ -89,5 +90,5 @@ function escapeXml(text: string): string {
     .replace(/>/g, '&gt;')
     .replace(/"/g, '&quot;')
     // eslint-disable-next-line no-control-regex -- no XML document may hold them
-    .replace(/[\u0000-\u001f\u007f]/g, ' ');
+    .replace(/[\u0000-\u001f\u007f\ufffe\uffff]|\p{Surrogate}/gu, ' ');
 }

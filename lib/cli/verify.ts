@@ -2,7 +2,7 @@ import { open } from '../image.js';
 import type { Preallocation, Verdict } from '../types.js';
 import { formatBytes } from '../units.js';
 import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
-import { print, printJson, warn } from './output.js';
+import { plain, print, printJson, warn } from './output.js';
 import { rangeTable } from './table.js';
 
 type Options = CommonOptions & RangeOptions & { preallocation: Preallocation };
@@ -23,7 +23,8 @@ export async function verify([target = '']: string[], options: Options): Promise
 }
 
 export async function renderVerdict(verdict: Verdict): Promise<string> {
-  const { target, preallocation, satisfied, missing } = verdict;
+  const { preallocation, satisfied, missing } = verdict;
+  const target = plain(verdict.target);
   if (satisfied) return `${target}: satisfies ${preallocation}\n`;
   const bytes = missing.reduce((sum, range) => sum + range.length, 0);
   const headline = `${target}: does not satisfy ${preallocation}`;

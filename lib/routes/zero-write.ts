@@ -2,6 +2,7 @@ import { DIRECT, READ_WRITE, type Descriptor } from '../descriptor.js';
 import { ThickenError } from '../errors.js';
 import { holdFile } from '../exclusive.js';
 import { native, type CancelFlag } from '../native.js';
+import type { ByteRange } from '../types.js';
 import type { Route, RouteContext, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;
@@ -12,11 +13,21 @@ const MIB = 2 ** 20;
  */
 const DIRECT_MINIMUM = MIB;
 
+/**
+ * Dirty memory is bounded by this many chunks behind those in flight. To wait for each chunk's own
+ * writeback instead leaves the disk idle while the next one is copied: it took 1.4 times as long.
+ */
+const UNSETTLED_CHUNKS = 4;
+const NOTHING: ByteRange = { offset: 0, length: 0 };
+
 /** There buffered zeros are faster than direct ones (btrfs), or direct I/O is none (tmpfs). */
 const BUFFERED_ONLY = new Set(['btrfs', 'tmpfs']);
 
 /** Writes zeros into what reads as zero, under QEMU's locks. */
 class ZeroWriteSession implements RouteSession {
+  /** Chunks that may not be on the disk yet. */
+  private readonly written: ByteRange[] = [];
+
   private constructor(
     private readonly context: RouteContext,
     private readonly lock: Descriptor,
@@ -40,24 +51,29 @@ class ZeroWriteSession implements RouteSession {
     }
   }
 
-  run(ranges: Float64Array, cancel: CancelFlag) {
-    const { granularity, size, filesystem } = this.context;
-    return this.buffered.use((bufferedFd) =>
+  async run(ranges: Float64Array, cancel: CancelFlag) {
+    const settle = this.written.length >= UNSETTLED_CHUNKS ? this.written.shift() : undefined;
+    const work = await this.buffered.use((bufferedFd) =>
       this.useDirect((directFd) =>
-        native().zeroWrite(
-          {
-            bufferedFd,
-            directFd,
-            directAlignment: Math.max(granularity, filesystem?.directAlignment ?? 0),
-            directMinimum: DIRECT_MINIMUM,
-            granularity,
-            expectedSize: size,
-          },
-          ranges,
-          cancel,
-        ),
+        native().zeroWrite(this.options(bufferedFd, directFd, settle), ranges, cancel),
       ),
     );
+    this.written.push(spanOf(ranges));
+    return work;
+  }
+
+  private options(bufferedFd: number, directFd: number, settle: ByteRange = NOTHING) {
+    const { granularity, size, filesystem } = this.context;
+    return {
+      bufferedFd,
+      directFd,
+      directAlignment: Math.max(granularity, filesystem?.directAlignment ?? 0),
+      directMinimum: DIRECT_MINIMUM,
+      granularity,
+      expectedSize: size,
+      settleOffset: settle.offset,
+      settleLength: settle.length,
+    };
   }
 
   private useDirect<T>(work: (fd: number) => Promise<T>): Promise<T> {
@@ -72,6 +88,11 @@ class ZeroWriteSession implements RouteSession {
     await Promise.all([this.buffered.close(), this.direct?.close()]);
     await this.lock.close();
   }
+}
+
+function spanOf(ranges: Float64Array): ByteRange {
+  const offset = ranges[0]!;
+  return { offset, length: ranges[ranges.length - 2]! + ranges[ranges.length - 1]! - offset };
 }
 
 async function openDirect({ image, filesystem }: RouteContext): Promise<Descriptor | null> {

@@ -32,6 +32,8 @@ ZeroWrite zeroWriteArg(const Napi::CallbackInfo& info, size_t index) {
   options.directMinimum = field(object, "directMinimum");
   options.granularity = field(object, "granularity");
   options.expectedSize = field(object, "expectedSize");
+  options.settle.offset = field(object, "settleOffset");
+  options.settle.length = field(object, "settleLength");
   if (options.granularity == 0)
     throw Napi::RangeError::New(info.Env(), "granularity must be at least 1 byte");
   return options;

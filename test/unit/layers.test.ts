@@ -1,0 +1,134 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
+import ts from 'typescript';
+import { describe, expect, test } from 'vitest';
+import { repository } from '../support/processes.js';
+
+/** From the leaves up. A module imports only from lines above its own, types included. */
+const LAYERS = [
+  ['types'],
+  ['errors'],
+  ['range', 'range-list', 'units', 'extent'],
+  ['native'],
+  ['descriptor', 'throttle', 'pace'],
+  ['users', 'format', 'filesystem'],
+  ['exclusive', 'extent-source'],
+  ['routes/route'],
+  ['routes/kernel-call'],
+  ['routes/fallocate', 'routes/unshare', 'routes/zero-write', 'routes/device'],
+  ['routes/index'],
+  ['plan'],
+  ['space', 'pass'],
+  ['job', 'target'],
+  ['image'],
+  ['index'],
+  ['cli/options', 'cli/output', 'cli/buckets', 'cli/table'],
+  ['cli/bar', 'cli/svg', 'cli/progress'],
+  ['cli/info', 'cli/map', 'cli/allocate', 'cli/verify'],
+  ['cli/main'],
+];
+const rankOf = new Map(LAYERS.flatMap((names, rank) => names.map((name) => [name, rank] as const)));
+
+const MOST_LINES = 400;
+const MOST_FUNCTION_LINES = 60;
+
+function filesUnder(folder: string, endings: RegExp): string[] {
+  return readdirSync(join(repository, folder), { recursive: true, encoding: 'utf8' })
+    .filter((name) => endings.test(name) && !name.startsWith('test/'))
+    .map((name) => join(folder, name))
+    .sort();
+}
+
+const textOf = (file: string) => readFileSync(join(repository, file), 'utf8');
+
+const typescript = filesUnder('lib', /\.ts$/);
+const cpp = filesUnder('native', /\.(cc|h)$/);
+const moduleOf = (file: string) => relative('lib', file).replace(/\.(ts|js)$/, '');
+
+function importsOf(file: string): string[] {
+  const text = textOf(file);
+  const found = [...text.matchAll(/\bfrom '(\.[^']+)'|\bimport\(?\s*'(\.[^']+)'/g)];
+  return found.map(([, from, dynamic]) => moduleOf(join(dirname(file), from ?? dynamic ?? '')));
+}
+
+describe('imports', () => {
+  test('have a place in the layers for every module', () => {
+    expect(typescript.map(moduleOf).sort()).toEqual([...rankOf.keys()].sort());
+  });
+
+  test.each(typescript)('of %s go down only', (file) => {
+    const own = rankOf.get(moduleOf(file)) ?? -1;
+    const upward = importsOf(file).filter((name) => (rankOf.get(name) ?? Infinity) >= own);
+    expect(upward).toEqual([]);
+  });
+
+  test('are found in the sources at all', () => {
+    expect(importsOf('lib/job.ts')).toEqual(expect.arrayContaining(['errors', 'pass', 'routes/index']));
+    expect(importsOf('lib/cli/main.ts')).toContain('cli/map');
+  });
+});
+
+describe('the command line alone', () => {
+  test.each([
+    ['ends the process', /\bprocess\s*\.\s*(exit|exitCode|abort|kill)\b/],
+    ['listens to signals', /\bprocess\s*\.\s*(on|once|addListener|prependListener)\s*\(/],
+    ['writes to stdout and stderr', /\bprocess\s*\.\s*(stdout|stderr)\b|\bconsole\s*\./],
+  ])('%s', (_, pattern) => {
+    const users = typescript.filter((file) => pattern.test(textOf(file)));
+    expect(users.filter((file) => !file.startsWith('lib/cli/'))).toEqual([]);
+  });
+});
+
+describe('sizes', () => {
+  test(`no source has more than ${MOST_LINES} lines`, () => {
+    const long = [...typescript, ...cpp].filter((file) => textOf(file).trimEnd().split('\n').length > MOST_LINES);
+    expect(long).toEqual([]);
+  });
+
+  test(`no function has more than ${MOST_FUNCTION_LINES} lines`, () => {
+    const functions = [...typescript.flatMap(functionsOf), ...cpp.flatMap(blocksOf)];
+    expect(functions.length).toBeGreaterThan(300);
+    expect(functions.filter(({ lines }) => lines > MOST_FUNCTION_LINES)).toEqual([]);
+  });
+});
+
+interface Block {
+  place: string;
+  lines: number;
+}
+
+function functionsOf(file: string): Block[] {
+  const source = ts.createSourceFile(file, textOf(file), ts.ScriptTarget.Latest);
+  const lineOf = (position: number) => source.getLineAndCharacterOfPosition(position).line + 1;
+  const found: Block[] = [];
+  const visit = (node: ts.Node): void => {
+    if (ts.isFunctionLike(node)) {
+      const first = lineOf(node.getStart(source));
+      found.push({ place: `${file}:${first}`, lines: lineOf(node.end) - first + 1 });
+    }
+    ts.forEachChild(node, visit);
+  };
+  visit(source);
+  return found;
+}
+
+/** Blocks of C++ that may be functions, by their indentation. */
+function blocksOf(file: string): Block[] {
+  const lines = textOf(file).split('\n');
+  return lines.flatMap((line, i) => {
+    const opened = /^(\s*)(?!namespace|class|struct|union|enum|extern)\S.*\{$/.exec(line);
+    if (!opened) return [];
+    const end = lines.findIndex((later, j) => j > i && later.startsWith(`${opened[1]}}`));
+    return [{ place: `${file}:${i + 1}`, lines: end - i + 1 }];
+  });
+}
+
+describe('calls that could take bytes from a guest', () => {
+  test.each(['posix_fallocate', 'FALLOC_FL_PUNCH_HOLE', 'FALLOC_FL_COLLAPSE_RANGE', 'FALLOC_FL_INSERT_RANGE', 'BLKDISCARD', 'truncate'])(
+    '%s is nowhere in the sources',
+    (name) => {
+      const call = new RegExp(name === 'truncate' ? '\\bf?truncate(64|Sync)?\\s*\\(' : name);
+      expect([...typescript, ...cpp].filter((file) => call.test(textOf(file)))).toEqual([]);
+    },
+  );
+});
