@@ -55,10 +55,14 @@ function empty() {
 }
 
 function rivals(file) {
-  const node = process.execPath;
+  const library = (script) => ({
+    command: process.execPath,
+    args: [`bench/trials/${script}.mjs`, file],
+    reports: true,
+  });
   return [
-    { name: 'thicken extentPages', command: node, args: ['bench/trials/scan-pages.mjs', file], reports: true },
-    { name: 'thicken extents', command: node, args: ['bench/trials/scan-extents.mjs', file], reports: true },
+    { name: 'thicken extentPages', ...library('scan-pages') },
+    { name: 'thicken extents', ...library('scan-extents') },
     { name: 'C FIEMAP loop', command: program('fiemap-loop'), args: [file], reports: true },
     { name: 'C SEEK_HOLE loop', command: program('seek-loop'), args: [file], reports: true },
     { name: 'filefrag -v', command: 'filefrag', args: ['-v', file] },

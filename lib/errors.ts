@@ -56,7 +56,7 @@ function brand(error: Error, code: string, details: ErrorDetails): void {
 }
 
 function addDetails(error: Error, details: ErrorDetails): void {
-  for (const [key, value] of Object.entries(details)) {
+  for (const [key, value] of Object.entries(details) as [string, unknown][]) {
     if (key !== 'cause' && value !== undefined) Object.assign(error, { [key]: value });
   }
 }

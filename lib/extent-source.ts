@@ -23,7 +23,7 @@ export interface ExtentSource extends AsyncDisposable {
   pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined>;
 }
 
-/** Extents of a regular file; by FIEMAP as long as the file system answers it, else SEEK_HOLE. */
+/** Extents of a regular file: by the best method that the file system answers. */
 export class FileExtents implements ExtentSource {
   method: ExtentMethod;
 
@@ -34,7 +34,7 @@ export class FileExtents implements ExtentSource {
     /** Bytes into the file where the image starts. */
     private readonly shift = 0,
   ) {
-    this.method = asked ?? (filesystem.abilities.fiemap ? 'fiemap' : 'seek');
+    this.method = asked ?? firstMethod(filesystem);
   }
 
   /** Reads one page ahead: the native thread works while the caller looks at the last one. */
@@ -67,7 +67,7 @@ export class FileExtents implements ExtentSource {
     try {
       return await this.readBy(this.method, offset, end, cancel);
     } catch (error) {
-      if (this.asked || this.method !== 'fiemap' || !isLacking(error)) throw error;
+      if (this.asked || this.method === 'seek' || !isLacking(error)) throw error;
       this.method = 'seek';
       this.filesystem.abilities.fiemap = false;
       return this.readBy('seek', offset, end, cancel);
@@ -85,8 +85,17 @@ export class FileExtents implements ExtentSource {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
+/** tmpfs has no FIEMAP; what it has reserved shows in its page cache. */
+function firstMethod({ type, abilities }: Filesystem): ExtentMethod {
+  if (abilities.fiemap) return 'fiemap';
+  return type === 'tmpfs' ? 'pages' : 'seek';
+}
+
+/** EPERM: only who may write to a file may ask what the page cache holds of it (Linux 6.12). */
+const LACKING = new Set(['EOPNOTSUPP', 'ENOTTY', 'EINVAL', 'ENOSYS', 'EPERM']);
+
 function isLacking(error: unknown): boolean {
-  return error instanceof ThickenError && ['EOPNOTSUPP', 'ENOTTY', 'EINVAL'].includes(error.code);
+  return error instanceof ThickenError && LACKING.has(error.code);
 }
 
 /** A block device tells nothing of what is behind it. */

@@ -110,8 +110,9 @@ export class Image implements AsyncDisposable {
   /**
    * Extents of a range in ascending order, without a gap and holes included: what storage is behind
    * each part. Bytes; the whole image by default. Throws RANGE, or the errno's name of a failed
-   * call. The method is FIEMAP (Linux, Documentation/filesystems/fiemap.rst), or where the file
-   * system lacks it lseek(2) with SEEK_HOLE, which can't tell reserved from missing.
+   * call. The method is FIEMAP (Linux, Documentation/filesystems/fiemap.rst); on tmpfs lseek(2)
+   * with SEEK_HOLE, and cachestat(2) for the holes (Linux 6.5); else SEEK_HOLE alone, which can't
+   * tell reserved from missing.
    */
   extents(range: { offset?: number; length?: number } = {}): AsyncIterableIterator<Extent> {
     return new ExtentIterator(this.extentPages(range));
@@ -237,7 +238,7 @@ export class Image implements AsyncDisposable {
       free: space.available,
       abilities: abilities.filter(([, has]) => has).map(([name]) => name),
       cow: filesystem.cow,
-      reflinked: filesystem.abilities.fiemap ? shared > 0 : null,
+      reflinked: this.source.method === 'fiemap' ? shared > 0 : null,
     };
   }
 
@@ -316,17 +317,14 @@ export class Image implements AsyncDisposable {
       warnings.push('what is allocated behind a block device is unknowable from here');
     } else if (!exact) {
       warnings.push('the file system can’t tell reserved from missing: holes may have storage');
-    } else if (this.source.filesystem.type === 'tmpfs') {
-      warnings.push('tmpfs can’t tell reserved from written: both are called written');
     }
     return warnings;
   }
 }
 
-/** SEEK_HOLE takes reserved extents for holes, but on tmpfs. */
+/** SEEK_HOLE takes reserved extents for holes. */
 function tellsReserved(source: ExtentSource): boolean {
-  if (source.method === null) return false;
-  return source.method !== 'seek' || source.filesystem?.type === 'tmpfs';
+  return source.method !== null && source.method !== 'seek';
 }
 
 /** From a qcow2 header (QEMU, docs/interop/qcow2.txt): the size is a big-endian number at 24. */

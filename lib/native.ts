@@ -21,7 +21,8 @@ export interface Work {
 
 export const NO_WORK: Work = { allocated: 0, skipped: 0, requests: 0, cancelled: false };
 
-export const EXTENT_METHODS = ['fiemap', 'seek', 'fibmap'] as const;
+/** The order is that of `ExtentMethod` in native/extents.h. */
+export const EXTENT_METHODS = ['fiemap', 'seek', 'fibmap', 'pages'] as const;
 export type ExtentMethod = (typeof EXTENT_METHODS)[number];
 
 export const FALLOCATE_RESERVE = 0;

@@ -81,11 +81,12 @@ class Chunks {
   }
 
   async runAll(source: ExtentSource): Promise<void> {
-    const { range, takes } = this.request;
+    const { request } = this;
+    const { range } = request;
     for await (const page of source.pages(range, this.control.cancel)) {
       for (let i = 0; i < page.state.length; i++) {
         if (this.stopped()) return;
-        if (!takes(page.state[i]!)) continue;
+        if (!request.takes(page.state[i]!)) continue;
         await this.add(clip({ offset: page.offset[i]!, length: page.length[i]! }, range));
       }
     }

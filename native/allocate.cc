@@ -27,8 +27,7 @@ Status checkSize(const ZeroWrite& options, Range piece) {
 
 bool isAligned(const ZeroWrite& options, Range range) {
   return options.directFd >= 0 && options.directAlignment > 0 &&
-         range.offset % options.directAlignment == 0 &&
-         range.length % options.directAlignment == 0;
+         range.offset % options.directAlignment == 0 && range.length % options.directAlignment == 0;
 }
 
 // Reads past the page cache where that works: a buffered read of a hole would fill the cache with
@@ -72,8 +71,11 @@ Status zeroWritePieces(const ZeroWrite& options, int fd, Range range, const Canc
       return {};
     }
     const Range piece{*reached, std::min<uint64_t>(range.end() - *reached, kPiece)};
+    const Work before = *work;
     Status status = checkSize(options, piece);
     if (status.ok()) status = writeZeroRuns(options, fd, piece, work);
+    // Such a piece is done again in another way, and counted then.
+    if (status.error == EINVAL) *work = before;
     if (!status.ok()) return status;
     *reached += piece.length;
   }
@@ -107,14 +109,11 @@ Status syncRange(int fd, Range range, unsigned flags) {
   return Status::failed("sync_file_range", range.offset, range.length);
 }
 
-Status startWriteback(int fd, Range range) {
-  return syncRange(fd, range, SYNC_FILE_RANGE_WRITE);
-}
+Status startWriteback(int fd, Range range) { return syncRange(fd, range, SYNC_FILE_RANGE_WRITE); }
 
 Status finishWriteback(int fd, Range range) {
   return syncRange(
-      fd, range,
-      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+      fd, range, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -81,6 +82,7 @@ Status readFiemap(int fd, Range range, size_t maxExtents, const CancelFlag& canc
     if (!status.ok()) return status;
     const uint32_t count = buffer.header()->fm_mapped_extents;
     if (count == 0) last = true;
+    const uint64_t before = at;
     for (uint32_t i = 0; i < count && at < end && !isFull(*page, maxExtents); i++) {
       const fiemap_extent& extent = buffer.extents()[i];
       // The kernel rounds to its blocks, and its answer may start before what was asked for.
@@ -93,6 +95,8 @@ Status readFiemap(int fd, Range range, size_t maxExtents, const CancelFlag& canc
       at = to;
       if (extent.fe_flags & FIEMAP_EXTENT_LAST) last = true;
     }
+    // Extents that lie wholly before what was asked for would be given again, for ever.
+    if (at == before && !last) return Status{EIO, "ioctl(FS_IOC_FIEMAP)", at, end - at};
   }
   if (last && at < end && !isFull(*page, maxExtents)) {
     page->add(Range{at, end - at}, HostState::hole, 0);
@@ -102,8 +106,70 @@ Status readFiemap(int fd, Range range, size_t maxExtents, const CancelFlag& canc
   return {};
 }
 
-Status readSeek(int fd, Range range, size_t maxExtents, const CancelFlag& cancel,
-                ExtentPage* page) {
+// cachestat(2), Linux 6.5; older C libraries have neither the number nor the structs.
+constexpr long kCachestatCall = 451;
+struct CachestatRange {
+  uint64_t offset, length;
+};
+struct Cachestat {
+  uint64_t cached, dirty, writeback, evicted, recentlyEvicted;
+};
+
+// tmpfs calls reserved pages holes, since they were never written; but they are in its page cache
+// (or in swap), and are counted there.
+Status countPages(int fd, Range range, uint64_t* count) {
+  CachestatRange asked{range.offset, range.length};
+  Cachestat found{};
+  if (syscall(kCachestatCall, fd, &asked, &found, 0) < 0)
+    return Status::failed("cachestat", range.offset, range.length);
+  *count = found.cached + found.evicted;
+  return {};
+}
+
+// Halves a hole until each part is either wholly reserved or wholly missing.
+Status addHoleByPages(int fd, Range hole, ExtentPage* page) {
+  static const uint64_t pageSize = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  std::vector<Range> parts{hole};
+  while (!parts.empty()) {
+    const Range part = parts.back();
+    parts.pop_back();
+    const uint64_t first = part.offset / pageSize;
+    const uint64_t pages = (part.end() + pageSize - 1) / pageSize - first;
+    uint64_t count = 0;
+    Status status = countPages(fd, part, &count);
+    if (!status.ok()) return status;
+    if (count == 0 || count >= pages) {
+      page->add(part, count == 0 ? HostState::hole : HostState::unwritten, 0);
+      continue;
+    }
+    const uint64_t middle = (first + pages / 2) * pageSize;
+    parts.push_back(Range{middle, part.end() - middle});
+    parts.push_back(Range{part.offset, middle - part.offset});
+  }
+  return {};
+}
+
+// Bounds the work of one hole, so that a page of extents fills up in good time.
+constexpr uint64_t kHolePiece = 1u << 30;
+
+Status addHole(int fd, ExtentMethod method, Range hole, size_t maxExtents, ExtentPage* page,
+               uint64_t* reached) {
+  *reached = hole.offset;
+  if (method != ExtentMethod::pages) {
+    page->add(hole, HostState::hole, 0);
+    *reached = hole.end();
+  }
+  while (*reached < hole.end() && !isFull(*page, maxExtents)) {
+    const uint64_t to = std::min(hole.end(), (*reached / kHolePiece + 1) * kHolePiece);
+    Status status = addHoleByPages(fd, Range{*reached, to - *reached}, page);
+    if (!status.ok()) return status;
+    *reached = to;
+  }
+  return {};
+}
+
+Status readSeek(int fd, ExtentMethod method, Range range, size_t maxExtents,
+                const CancelFlag& cancel, ExtentPage* page) {
   const uint64_t end = range.end();
   uint64_t at = range.offset;
   while (at < end && !isFull(*page, maxExtents)) {
@@ -115,14 +181,17 @@ Status readSeek(int fd, Range range, size_t maxExtents, const CancelFlag& cancel
     if (data < 0 && errno != ENXIO) return Status::failed("lseek(SEEK_DATA)", at, end - at);
     // ENXIO: no data from here on.
     const uint64_t from = data < 0 ? end : std::min<uint64_t>(static_cast<uint64_t>(data), end);
-    if (from > at) page->add(Range{at, from - at}, HostState::hole, 0);
-    at = from;
-    if (at == end) break;
+    if (from > at) {
+      Status status = addHole(fd, method, Range{at, from - at}, maxExtents, page, &at);
+      if (!status.ok()) return status;
+      continue;
+    }
     off_t hole = lseek(fd, static_cast<off_t>(at), SEEK_HOLE);
     if (hole < 0 && errno == ENXIO) continue;  // truncated meanwhile: the next SEEK_DATA says so
     if (hole < 0) return Status::failed("lseek(SEEK_HOLE)", at, end - at);
     const uint64_t to = std::min<uint64_t>(static_cast<uint64_t>(hole), end);
-    page->add(Range{at, to - at}, HostState::written, 0);
+    // A hole may have been punched here since.
+    if (to > at) page->add(Range{at, to - at}, HostState::written, 0);
     at = to;
   }
   finishPage(page, at, maxExtents);
@@ -178,7 +247,8 @@ Status readExtents(int fd, ExtentMethod method, Range range, size_t maxExtents,
     case ExtentMethod::fiemap:
       return readFiemap(fd, range, maxExtents, cancel, page);
     case ExtentMethod::seek:
-      return readSeek(fd, range, maxExtents, cancel, page);
+    case ExtentMethod::pages:
+      return readSeek(fd, method, range, maxExtents, cancel, page);
     case ExtentMethod::fibmap:
       return readFibmap(fd, range, maxExtents, cancel, page);
   }

@@ -13,7 +13,8 @@ namespace thicken {
 /// (lib/extent.ts holds the same order).
 enum class HostState : uint8_t { hole = 0, unwritten = 1, written = 2, shared = 3, unknown = 4 };
 
-enum class ExtentMethod : uint8_t { fiemap = 0, seek = 1, fibmap = 2 };
+/// `pages` is SEEK_HOLE, with the holes told apart by what the page cache holds of them.
+enum class ExtentMethod : uint8_t { fiemap = 0, seek = 1, fibmap = 2, pages = 3 };
 
 /// Consecutive extents without a gap between them, in struct-of-arrays form: that is how they
 /// cross into typed arrays.

@@ -22,6 +22,7 @@ struct FreeDeleter {
 
 Status readFully(int fd, Range range, void* data, size_t* got) {
   *got = 0;
+  if (data == nullptr) return Status{ENOMEM, "malloc", range.offset, range.length};
   while (*got < range.length) {
     const ssize_t n = pread(fd, static_cast<char*>(data) + *got, range.length - *got,
                             static_cast<off_t>(range.offset + *got));

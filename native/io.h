@@ -14,7 +14,7 @@ Status readFully(int fd, Range range, void* data, size_t* got);
 /// Writes zeros over `range` (pwrite(2) from the shared buffer), counting each call in `work`.
 Status writeZeros(int fd, Range range, Work* work);
 
-/// One aligned scratch buffer a thread, kept for the thread's life.
+/// One aligned scratch buffer a thread, kept for the thread's life; nullptr without memory.
 constexpr size_t kScratchSize = 1u << 20;
 void* scratchBuffer();
 

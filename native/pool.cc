@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <csignal>
+#include <system_error>
 
 namespace thicken {
 namespace {
@@ -33,16 +34,21 @@ Pool::Pool(Napi::Env env) : delivery_(Delivery::New(env, "thicken", 0, 1, this))
 }
 
 void Pool::submit(Napi::Env env, std::unique_ptr<Task> task) {
-  if (outstanding_++ == 0) delivery_.Ref(env);
   std::lock_guard<std::mutex> guard(mutex_);
   if (threads_.empty()) startThreads();
+  if (threads_.empty()) throw Napi::Error::New(env, "no thread could be started");
+  if (outstanding_++ == 0) delivery_.Ref(env);
   queue_.push_back(std::move(task));
   wake_.notify_one();
 }
 
 void Pool::startThreads() {
   SignalsBlocked blocked;
-  for (size_t i = 0; i < kThreads; i++) threads_.emplace_back([this] { work(); });
+  try {
+    while (threads_.size() < kThreads) threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    // Fewer do as well.
+  }
 }
 
 void Pool::work() {

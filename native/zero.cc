@@ -8,8 +8,9 @@
 namespace thicken {
 namespace {
 
-typedef uint64_t Vector __attribute__((vector_size(32), aligned(1), may_alias));
-constexpr size_t kStride = 4 * sizeof(Vector);
+typedef uint64_t Vector __attribute__((vector_size(32)));
+constexpr size_t kVectors = 4;
+constexpr size_t kStride = kVectors * sizeof(Vector);
 
 }  // namespace
 
@@ -17,7 +18,9 @@ bool isZero(const void* data, size_t length) {
   const auto* at = static_cast<const unsigned char*>(data);
   const auto* end = at + length;
   for (; static_cast<size_t>(end - at) >= kStride; at += kStride) {
-    const auto* v = reinterpret_cast<const Vector*>(at);
+    // The data may lie at any address; the copy becomes unaligned loads.
+    Vector v[kVectors];
+    std::memcpy(v, at, sizeof v);
     const Vector any = v[0] | v[1] | v[2] | v[3];
     if ((any[0] | any[1] | any[2] | any[3]) != 0) return false;
   }

@@ -6,7 +6,7 @@ import { repository } from './build.mjs';
  * @property {string} name
  * @property {string} command
  * @property {string[]} args
- * @property {boolean} [reports] prints {"seconds": …} that it measured itself; else the whole process is timed
+ * @property {boolean} [reports] prints {"seconds": …} of its own; else the whole process is timed
  * @property {string} [note]
  * @property {() => void | Promise<void>} [before] ahead of each trial, not timed
  * @property {() => void | Promise<void>} [after]
@@ -49,12 +49,16 @@ function execute({ name, command, args, reports }) {
     // Output that nobody reads goes to /dev/null: a pipe would be timed with it.
     const stdio = ['ignore', reports ? 'pipe' : 'ignore', 'pipe'];
     const child = spawn(command, args, { stdio, cwd: repository });
+    const kill = () => child.kill('SIGKILL');
+    // Before the file system is taken away, which was asked for first.
+    process.prependOnceListener('exit', kill);
     const text = { stdout: '', stderr: '' };
     for (const stream of ['stdout', 'stderr']) {
       child[stream]?.setEncoding('utf8').on('data', (chunk) => (text[stream] += chunk));
     }
     child.once('error', reject);
     child.once('close', (status) => {
+      process.off('exit', kill);
       if (status === 0) resolve(text.stdout);
       else reject(new Error(`${name}: status ${status}: ${text.stderr}`));
     });

@@ -2,7 +2,7 @@
 /** The command line; the only place that touches the exit status and signals. */
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError, Option } from 'commander';
-import { errors, ThickenError, toThickenError, usageError } from '../errors.js';
+import { errors, toThickenError, usageError, type ThickenError } from '../errors.js';
 import {
   addCommon,
   addLevel,

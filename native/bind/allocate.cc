@@ -1,5 +1,6 @@
 #include "../allocate.h"
 
+#include "../io.h"
 #include "../task.h"
 #include "args.h"
 
@@ -34,8 +35,8 @@ ZeroWrite zeroWriteArg(const Napi::CallbackInfo& info, size_t index) {
   options.expectedSize = field(object, "expectedSize");
   options.settle.offset = field(object, "settleOffset");
   options.settle.length = field(object, "settleLength");
-  if (options.granularity == 0)
-    throw Napi::RangeError::New(info.Env(), "granularity must be at least 1 byte");
+  if (options.granularity == 0 || options.granularity > kScratchSize)
+    throw Napi::RangeError::New(info.Env(), "granularity must be 1 byte to 1 MiB");
   return options;
 }
 

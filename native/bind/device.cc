@@ -1,5 +1,6 @@
 #include "../device.h"
 
+#include "../io.h"
 #include "../task.h"
 #include "args.h"
 
@@ -44,8 +45,8 @@ Napi::Value jsAllocateDevice(const Napi::CallbackInfo& info) {
   const int fd = descriptorArg(info, 0);
   const auto mode = static_cast<DeviceMode>(codeArg(info, 1, 2));
   const uint64_t granularity = bytesOf(info[2]);
-  if (granularity == 0)
-    throw Napi::RangeError::New(info.Env(), "granularity must be at least 1 byte");
+  if (granularity == 0 || granularity > kScratchSize)
+    throw Napi::RangeError::New(info.Env(), "granularity must be 1 byte to 1 MiB");
   return queue<Work>(
       info.Env(), cancelArg(info, 4),
       [fd, mode, granularity, ranges = rangesArg(info, 3)](Work* work, const CancelFlag& cancel) {

@@ -29,7 +29,7 @@ Napi::Value pageValue(Napi::Env env, const ExtentPage& page) {
 Napi::Value jsReadExtents(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const int fd = descriptorArg(info, 0);
-  const auto method = static_cast<ExtentMethod>(codeArg(info, 1, 3));
+  const auto method = static_cast<ExtentMethod>(codeArg(info, 1, 4));
   const uint64_t offset = bytesOf(info[2]);
   const uint64_t end = bytesOf(info[3]);
   const uint64_t most = bytesOf(info[4]);

@@ -52,3 +52,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.kill(process.pid, signal);
   });
 }
+// A worker outlives a vitest that was killed; with a signal, since vitest forbids process.exit.
+process.once('disconnect', () => {
+  if (held.length > 0) process.kill(process.pid, 'SIGTERM');
+});

@@ -8,6 +8,7 @@ import { backingFile } from './loop.js';
 import { makePattern, type Segment } from './patterns.js';
 import { run } from './processes.js';
 import { requires } from './requirements.js';
+import { scratch } from './scratch.js';
 
 const MiB = 1024 * 1024;
 const size = 400 * MiB;
@@ -30,9 +31,14 @@ describe.runIf(able)('mountFilesystem', () => {
       await using filesystem = await mountFilesystem({ type, size });
       const file = join(filesystem.path, 'file');
       await makePattern(file, [...segments, { kind: 'unwritten', length: MiB }]);
-      expect((await filefrag(file)).map(({ offset, length, flags }) => [offset, length, flags.includes('unwritten')])).toEqual([
-        [MiB, MiB, false],
-        [4 * MiB, MiB, true],
+      const extents = (await filefrag(file)).map(({ offset, length, flags }) => ({
+        offset,
+        length,
+        unwritten: flags.includes('unwritten'),
+      }));
+      expect(extents).toEqual([
+        { offset: MiB, length: MiB, unwritten: false },
+        { offset: 4 * MiB, length: MiB, unwritten: true },
       ]);
       expect(await hostBytes(file)).toBe(2 * MiB);
     });
@@ -79,9 +85,11 @@ describe.runIf(able)('mountFilesystem', () => {
 
   it('leaves nothing behind when mkfs or mount fails', async () => {
     const loops = async (): Promise<string> => (await run('losetup', ['-n', '-O', 'BACK-FILE'])).stdout;
-    await expect(mountFilesystem({ type: 'ext4', size, mkfsArgs: ['-O', 'nonsense'] })).rejects.toThrow('mkfs.ext4');
-    await expect(mountFilesystem({ type: 'xfs', size, mountOptions: ['nonsense'] })).rejects.toThrow('mount');
-    expect(await loops()).not.toContain(`thicken-test-`);
+    const noFormat = mountFilesystem({ type: 'ext4', size, mkfsArgs: ['-O', 'nonsense'] });
+    await expect(noFormat).rejects.toThrow('mkfs.ext4');
+    const noMount = mountFilesystem({ type: 'xfs', size, mountOptions: ['nonsense'] });
+    await expect(noMount).rejects.toThrow('mount');
+    expect(await loops()).not.toContain(scratch());
   });
 
   it('waits for a file that is still open', async () => {

@@ -12,6 +12,8 @@ export interface FilesystemOptions {
   type: FilesystemType;
   /** Bytes. xfs wants 300 MiB, btrfs 109 MiB; the backing file is sparse. */
   size: number;
+  /** Of the loop device below. */
+  sectorSize?: 512 | 4096;
   mkfsArgs?: string[];
   mountOptions?: string[];
 }
@@ -49,7 +51,7 @@ export async function mountFilesystem(options: FilesystemOptions): Promise<Files
   truncateSync(image, options.size);
   let loop: Loop | undefined;
   try {
-    loop = await attachLoop({ file: image });
+    loop = await attachLoop({ file: image, sectorSize: options.sectorSize ?? 512 });
     const [command, ...args] = mkfs[type];
     await mustRun(command, [...args, ...(options.mkfsArgs ?? []), loop.device]);
     const mounted = await mount(type, loop.device, options.mountOptions);

@@ -17,7 +17,9 @@ function sparseFile(): string {
 const blockdev = async (option: string, device: string): Promise<number> =>
   Number((await run('blockdev', [option, device])).stdout);
 
-describe.runIf(requires({ root: true, loop: true, tools: ['losetup', 'blockdev', 'partx'] }))('attachLoop', () => {
+const able = requires({ root: true, loop: true, tools: ['losetup', 'blockdev', 'partx'] });
+
+describe.runIf(able)('attachLoop', () => {
   it.each([512, 4096] as const)('gives a device of %i-byte sectors', async (sectorSize) => {
     await using loop = await attachLoop({ file: sparseFile(), sectorSize });
     expect(await blockdev('--getss', loop.device)).toBe(sectorSize);

@@ -1,6 +1,13 @@
-import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
-import { describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { attachLoop, backingFile } from './loop.js';
 import { mustRun, repository, run, start, startQemu } from './processes.js';
 import { requires } from './requirements.js';
@@ -14,10 +21,10 @@ function sparseFile(): string {
   return file;
 }
 
+/** One that only waits for its parent to take notice counts as gone: it holds nothing any more. */
 function isAlive(pid: number): boolean {
   try {
-    process.kill(pid, 0);
-    return true;
+    return !/^State:\s*Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
   } catch {
     return false;
   }
@@ -38,7 +45,8 @@ describe('run', () => {
 
 describe('start', () => {
   it('lets a test wait for output and send signals', async () => {
-    const child = start('sh', ['-c', 'trap "echo over; exit 3" TERM; echo ready; while :; do sleep 0.01; done']);
+    const script = 'trap "echo over; exit 3" TERM; echo ready; while :; do sleep 0.01; done';
+    const child = start('sh', ['-c', script]);
     expect((await child.output('stdout', /rea(d)y/))[1]).toBe('d');
     child.kill('SIGTERM');
     expect(await child.exit).toMatchObject({ status: 3, stdout: 'ready\nover\n' });
@@ -50,7 +58,10 @@ describe('start', () => {
   });
 });
 
-describe.runIf(requires({ tools: ['qemu-storage-daemon', 'qemu-system-x86_64', 'qemu-img', 'nbdinfo'] }))('startQemu', () => {
+const qemuTools = ['qemu-storage-daemon', 'qemu-system-x86_64', 'qemu-img', 'nbdinfo'];
+const devices = { root: true, loop: true } as const;
+
+describe.runIf(requires({ tools: qemuTools }))('startQemu', () => {
   it('runs a guest that keeps others from writing', async () => {
     const file = sparseFile();
     const write = ['convert', '-n', '-O', 'raw', sparseFile(), file];
@@ -82,7 +93,7 @@ describe.runIf(requires({ tools: ['qemu-storage-daemon', 'qemu-system-x86_64', '
   });
 });
 
-describe.runIf(requires({ root: true, loop: true, tools: ['losetup', 'qemu-storage-daemon'] }))('startQemu on a device', () => {
+describe.runIf(requires({ ...devices, tools: ['losetup', 'qemu-storage-daemon'] }))('startQemu on a device', () => {
   it('opens it as host_device', async () => {
     await using loop = await attachLoop({ file: sparseFile() });
     await using qemu = await startQemu({ file: loop.device, device: 'host_device' });
@@ -104,45 +115,47 @@ describe('requires', () => {
   });
 });
 
-describe.runIf(requires({ root: true, loop: true, tools: ['losetup', 'mkfs.ext4'] }))('every way out', () => {
+describe.runIf(requires({ ...devices, tools: ['losetup', 'mkfs.ext4'] }))('every way out', () => {
+  const forever = 'await new Promise(() => {})';
+  const openFile = 'openSync(path + "/file", "w")';
   const ways = {
     'a failing test': 'throw new Error("failing")',
-    'an error nobody catches': 'setTimeout(() => { throw new Error("uncaught") }); await new Promise(() => {})',
-    SIGTERM: 'process.kill(process.pid, "SIGTERM"); await new Promise(() => {})',
-    'SIGTERM while a file is open':
-      'openSync(path + "/file", "w"); process.kill(process.pid, "SIGTERM"); await new Promise(() => {})',
-    'the exit hook alone': 'openSync(path + "/file", "w"); process.removeAllListeners("SIGTERM"); process.emit("exit", 0); process.kill(process.pid, "SIGKILL")',
+    'an error nobody catches': `setTimeout(() => { throw new Error("uncaught") }); ${forever}`,
+    SIGTERM: `process.kill(process.pid, "SIGTERM"); ${forever}`,
+    'SIGTERM while a file is open': `${openFile}; process.kill(process.pid, "SIGTERM"); ${forever}`,
+    'SIGKILL of vitest': `process.kill(process.ppid, "SIGKILL"); ${forever}`,
+    'the exit hook': `${openFile}; process.emit("exit", 0); process.kill(process.pid, "SIGKILL")`,
   };
 
   it.each(Object.entries(ways))('leaves nothing behind: %s', async (_name, ending) => {
-    const folder = join(scratch(), 'inner');
     const report = scratchPath('report.json');
-    const test = join(repository, 'test/support', `way-out-${process.pid}-${Object.values(ways).indexOf(ending)}.test.ts`);
-    await mustRun('mkdir', ['-p', folder]);
-    writeFileSync(test, innerTest(report, ending));
-    try {
-      const vitest = join(repository, 'node_modules/vitest/vitest.mjs');
-      const env = { THICKEN_SCRATCH: folder, VITEST: undefined, CI: undefined };
-      const args = [vitest, 'run', '--pool=forks', '--root', repository, test];
-      expect((await run(process.execPath, args, { env, timeout: 60_000 })).status).not.toBe(0);
-    } finally {
-      await mustRun('rm', [test]);
-    }
-    const { path, device, image, pid } = JSON.parse(readFileSync(report, 'utf8')) as Record<string, string>;
-    expect(existsSync(dirname(path!))).toBe(false);
+    // A root of its own, inside the repository to find vitest, yet unseen by its test runs.
+    const root = mkdtempSync(join(repository, 'build-way-out-'));
+    onTestFinished(() => rmSync(root, { recursive: true }));
+    writeFileSync(join(root, 'vitest.config.mjs'), 'export default {};');
+    writeFileSync(join(root, 'inner.test.ts'), innerTest(report, ending));
+    const vitest = join(repository, 'node_modules/vitest/vitest.mjs');
+    const env = { THICKEN_SCRATCH: scratch(), CI: undefined };
+    const args = [vitest, 'run', '--pool=forks', '--testTimeout=2000', '--root', root];
+    expect((await run(process.execPath, args, { env, timeout: 60_000 })).status).not.toBe(0);
+    const made = JSON.parse(readFileSync(report, 'utf8')) as Record<string, string>;
+    const { path, device, image, pid } = made;
+    // Nobody waits for a worker whose vitest was killed.
+    await waitFor('the folder to be gone', () => !existsSync(dirname(path!)));
+    await waitFor('the child to be gone', () => !isAlive(Number(pid)));
     expect(readFileSync('/proc/mounts', 'utf8')).not.toContain(path);
     expect(backingFile(device!)).not.toBe(image);
-    await waitFor('the child to be gone', () => !isAlive(Number(pid)));
   }, 90_000);
 
   function innerTest(report: string, ending: string): string {
     return `
       import { openSync, writeFileSync } from 'node:fs';
       import { it } from 'vitest';
-      import { mountFilesystem } from './filesystems.js';
-      import { start } from './processes.js';
+      import { mountFilesystem } from '${repository}/test/support/filesystems.js';
+      import { start } from '${repository}/test/support/processes.js';
       it('ends', async () => {
-        const { path, device, image } = await mountFilesystem({ type: 'ext4', size: 64 * 1024 * 1024 });
+        const size = 64 * 1024 * 1024;
+        const { path, device, image } = await mountFilesystem({ type: 'ext4', size });
         const { pid } = start('sleep', ['1000']);
         writeFileSync(${JSON.stringify(report)}, JSON.stringify({ path, device, image, pid }));
         ${ending};

@@ -162,15 +162,14 @@ export interface Qemu extends AsyncDisposable {
 /** Starts a QEMU that holds write permission on the file; the node is named `disk`. */
 export async function startQemu(options: QemuOptions): Promise<Qemu> {
   const kind = options.kind ?? 'daemon';
-  const [qmp, pidfile, nbd] = ['qmp', 'pid', 'nbd'].map((name) => scratchPath(name)) as [
-    string,
-    string,
-    string,
-  ];
-  const spawned = start(
-    kind === 'guest' ? 'qemu-system-x86_64' : 'qemu-storage-daemon',
-    [...nodeArguments(options), ...(kind === 'guest' ? guestArguments(qmp) : daemonArguments(qmp, nbd)), '--pidfile', pidfile],
-  );
+  const qmp = scratchPath('qmp');
+  const pidfile = scratchPath('pid');
+  const nbd = scratchPath('nbd');
+  const common = [...nodeArguments(options), '--pidfile', pidfile];
+  const spawned =
+    kind === 'guest'
+      ? start('qemu-system-x86_64', [...common, ...guestArguments(qmp)])
+      : start('qemu-storage-daemon', [...common, ...daemonArguments(qmp, nbd)]);
   try {
     await waitFor(`QEMU on ${options.file}`, async () => {
       if (ended(spawned.child)) throw new Error(`QEMU ended: ${spawned.stderr()}`);
