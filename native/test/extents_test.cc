@@ -1,5 +1,8 @@
 #include "../extents.h"
 
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
 #include <cstring>
 #include <random>
 
@@ -101,8 +104,8 @@ uint64_t sizeOf(const std::vector<Segment>& segments) {
 uint8_t stateOf(Kind kind, ExtentMethod method) {
   if (kind == Kind::data) return static_cast<uint8_t>(HostState::written);
   // The others can't tell reserved from missing.
-  if (kind == Kind::hole || method != ExtentMethod::fiemap)
-    return static_cast<uint8_t>(HostState::hole);
+  const bool tells = method == ExtentMethod::fiemap || method == ExtentMethod::pages;
+  if (kind == Kind::hole || !tells) return static_cast<uint8_t>(HostState::hole);
   return static_cast<uint8_t>(HostState::unwritten);
 }
 
@@ -178,6 +181,14 @@ TEST(fiemapTellsTheFile) {
 
 TEST(seekTellsTheFile) {
   for (uint32_t seed = 1; seed <= 6; seed++) checkMethod(ExtentMethod::seek, seed, 40);
+}
+
+TEST(pagesTellTheFileOnTmpfs) {
+  struct statfs facts;
+  CHECK(statfs(TemporaryFile::folder().c_str(), &facts) == 0);
+  // Elsewhere the page cache says nothing of what is reserved.
+  if (facts.f_type != TMPFS_MAGIC) return;
+  for (uint32_t seed = 1; seed <= 6; seed++) checkMethod(ExtentMethod::pages, seed, 40);
 }
 
 TEST(fibmapTellsTheFile) { checkMethod(ExtentMethod::fibmap, 1, 20); }
