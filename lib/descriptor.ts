@@ -1,4 +1,5 @@
 import { close, constants, open } from 'node:fs';
+import { access } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { errors, isRawSystemError, systemError, ThickenError } from './errors.js';
 
@@ -54,6 +55,11 @@ export class Descriptor implements AsyncDisposable {
       const number = await openFile(`/proc/self/fd/${fd}`, flags | constants.O_NONBLOCK);
       return new Descriptor(this.path, number);
     });
+  }
+
+  /** Throws EACCES, EPERM or EROFS unless the file may be opened for writing; opens nothing. */
+  checkWritable(): Promise<void> {
+    return this.use((fd) => access(`/proc/self/fd/${fd}`, constants.W_OK));
   }
 
   /** Runs `work` with the descriptor; its system errors become ThickenErrors that name the file. */

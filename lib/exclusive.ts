@@ -31,6 +31,7 @@ const USE_QMP_OR_FALLOC = `use --preallocation falloc where the file system has 
  * descriptor of our own, so the caller opens its own only afterwards.
  */
 export async function holdFile(file: Descriptor, trusted: boolean): Promise<Descriptor> {
+  await file.checkWritable();
   const lock = await file.reopen(READ_ONLY);
   try {
     await refuseWriters(lock, trusted);

@@ -3,7 +3,7 @@ import { readFile, stat } from 'node:fs/promises';
 import { Descriptor, READ_ONLY } from './descriptor.js';
 import { ThickenError } from './errors.js';
 import { UNKNOWN, type ExtentPage } from './extent.js';
-import { EXTENT_METHODS, native, type CancelFlag, type ExtentMethod } from './native.js';
+import { EXTENT_METHODS, native, SYNC_DATA, type CancelFlag, type ExtentMethod } from './native.js';
 import { readFilesystem, type Filesystem } from './filesystem.js';
 import { endOf } from './range.js';
 import type { ByteRange } from './types.js';
@@ -149,7 +149,7 @@ export class LoopExtents implements ExtentSource {
   }
 
   async *pages(range: ByteRange, cancel?: CancelFlag) {
-    await this.device.use((fd) => native().syncFile(fd, true));
+    await this.device.use((fd) => native().syncFile(fd, SYNC_DATA));
     yield* this.behind.pages(range, cancel);
   }
 

@@ -10,7 +10,7 @@ import { runPass, type PassControl } from './pass.js';
 import { Planner, routeFor, type Plan, type PlanFacts, type PlanRequest } from './plan.js';
 import { resolveRange, widen } from './range.js';
 import { ROUTES, type RouteContext } from './routes/index.js';
-import { bytesNeeded, keepFreeBytes } from './space.js';
+import { bytesNeeded, ENDLESS_ROOM, keepFreeBytes, SpaceWatch } from './space.js';
 import { Throttle } from './throttle.js';
 import type {
   AllocationDone,
@@ -253,6 +253,9 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   }
 
   private control(keepFree: number, live: boolean): PassControl {
+    const { file, filesystem } = this.image.source;
+    const watched = keepFree > 0 && file && filesystem;
+    const watch = watched ? new SpaceWatch(file, filesystem, keepFree) : null;
     return {
       signal: this.controller.signal,
       cancel: this.cancelFlag,
@@ -261,19 +264,10 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
       unpaused: async () => {
         while (this.gate && !this.controller.signal.aborted) await this.gate.opened;
       },
-      room: () => this.room(keepFree),
+      room: (wanted) => watch?.room(wanted, this.allocated) ?? Promise.resolve(ENDLESS_ROOM),
       live,
       completed: (work) => this.completed(work),
     };
-  }
-
-  private async room(keepFree: number) {
-    const { file, filesystem } = this.image.source;
-    if (keepFree === 0 || !file || !filesystem) {
-      return { bytes: Infinity, available: Infinity, keepFree };
-    }
-    const { available } = await readSpace(file, filesystem.type);
-    return { bytes: available - keepFree, available, keepFree };
   }
 
   /** Throws ENOSPC or EDQUOT, before anything is changed. Returns the bytes to keep free. */
@@ -312,6 +306,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const { image } = this;
     const known = image.exact;
     const changed = carriedOut.passes.length > 0;
+    await image.check();
     const { survey: after, passes: left } = changed ? await this.scan(request) : before;
     const verified = known ? after.missing === 0 : null;
     const guarantee = verified === true && image.noGuarantee === null;

@@ -27,6 +27,9 @@ export type ExtentMethod = (typeof EXTENT_METHODS)[number];
 
 export const FALLOCATE_RESERVE = 0;
 export const FALLOCATE_UNSHARE = 1;
+export const SYNC_FILE = 0;
+export const SYNC_DATA = 1;
+export const SYNC_FILESYSTEM = 2;
 export const DEVICE_ZERO_OUT = 0;
 export const DEVICE_WRITE = 1;
 
@@ -59,7 +62,13 @@ export interface Native {
     cancel?: CancelFlag,
   ): Promise<ExtentPage & { next: number }>;
   /** `ranges`: offset, length, offset, length, …. */
-  fallocate(fd: number, mode: number, ranges: Float64Array, cancel?: CancelFlag): Promise<Work>;
+  fallocate(
+    fd: number,
+    mode: number,
+    expectedSize: number,
+    ranges: Float64Array,
+    cancel?: CancelFlag,
+  ): Promise<Work>;
   zeroWrite(options: ZeroWriteOptions, ranges: Float64Array, cancel?: CancelFlag): Promise<Work>;
   deviceFacts(fd: number): Promise<{
     size: number;
@@ -86,7 +95,7 @@ export interface Native {
     directMemory: number;
     directOffset: number;
   }>;
-  syncFile(fd: number, dataOnly: boolean): Promise<void>;
+  syncFile(fd: number, scope: number): Promise<void>;
   btrfsQuota(fd: number): Promise<number | null>;
   takeLocks(fd: number, bytes: number[]): Promise<void>;
   releaseLocks(fd: number, bytes: number[]): Promise<void>;

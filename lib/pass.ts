@@ -5,6 +5,7 @@ import { NO_WORK, type CancelFlag, type Work } from './native.js';
 import { ChunkSize, type ChunkBounds } from './pace.js';
 import { clip, roundDown } from './range.js';
 import type { Route, RouteContext, RouteSession } from './routes/index.js';
+import type { Room } from './space.js';
 import { systemClock, type Throttle } from './throttle.js';
 import type { ByteRange } from './types.js';
 
@@ -16,8 +17,8 @@ export interface PassControl {
   limits(): { speed: number; iops: number };
   /** Resolves when the run is not paused. */
   unpaused(): Promise<void>;
-  /** Bytes that may be allocated without using up the space to keep free. */
-  room(): Promise<{ bytes: number; available: number; keepFree: number }>;
+  /** Space for `wanted` bytes more, as far as there is. */
+  room(wanted: number): Promise<Room>;
   /** Others use the image: leave them time between chunks. */
   live: boolean;
   completed(work: Work): void;
@@ -119,7 +120,7 @@ class Chunks {
     while (this.pendingBytes > 0) {
       const { control } = this;
       while (this.inFlight.size >= this.request.route.depth) await Promise.race(this.inFlight);
-      const ranges = await this.withinRoom();
+      const ranges = await this.nextChunk();
       await control.throttle.take(bytesOf(ranges), ranges.length / 2, control.signal);
       await control.unpaused();
       if (this.stopped()) return;
@@ -128,19 +129,24 @@ class Chunks {
     }
   }
 
-  /** Takes from what is pending as much as may be allocated; throws KEEP_FREE if that is nothing. */
-  private async withinRoom(): Promise<number[]> {
-    const unit = this.request.context.granularity;
-    let room = await this.control.room();
+  /**
+   * Takes the next chunk from what is pending: within the bounds that hold by now, and within the
+   * space to keep free. Throws KEEP_FREE if that is nothing.
+   */
+  private async nextChunk(): Promise<number[]> {
+    const { image, granularity } = this.request.context;
+    const { speed, iops } = this.control.limits();
+    const wanted = Math.min(this.size.bounds(speed, iops).bytes, this.pendingBytes);
+    let room = await this.control.room(wanted + this.bytesInFlight);
     // Chunks in flight may have got some of their blocks already: only at rest the count is exact.
-    while (this.inFlight.size > 0 && room.bytes - this.bytesInFlight < this.pendingBytes) {
+    while (this.inFlight.size > 0 && room.bytes - this.bytesInFlight < wanted) {
       await Promise.race(this.inFlight);
-      room = await this.control.room();
+      room = await this.control.room(wanted + this.bytesInFlight);
     }
-    const most = room.bytes === Infinity ? Infinity : roundDown(room.bytes - this.bytesInFlight, unit);
-    if (most < Math.min(unit, this.pendingBytes)) {
-      throw errors.keepFree(this.request.context.image.path, room.keepFree, room.available);
-    }
+    const left = room.bytes - this.bytesInFlight;
+    if (left >= wanted) return this.takePending(wanted);
+    const most = roundDown(left, granularity);
+    if (most <= 0) throw errors.keepFree(image.path, room.keepFree, room.available);
     return this.takePending(most);
   }
 

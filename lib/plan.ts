@@ -2,7 +2,7 @@
  * Facts, extents and options in; steps with reasons out. Pure: no input or output, so that a plan
  * can be tested, printed, and computed in passing while pages stream by.
  */
-import { errors } from './errors.js';
+import { errors, usageError } from './errors.js';
 import { HOLE, meetsLevel, SHARED, UNKNOWN, whyMissing, type ExtentPage } from './extent.js';
 import { RangeList } from './range-list.js';
 import type { ByteRange, MissingRange, PlanStep, Preallocation, RouteName } from './types.js';
@@ -47,6 +47,8 @@ export interface Plan {
   survey: Survey;
 }
 
+const LEVELS: Preallocation[] = ['metadata', 'falloc', 'full'];
+/** In the order in which they run. */
 const ROUTE_ORDER: RouteName[] = ['unshare', 'fallocate', 'zero-write', 'device'];
 
 /** The route that gives an extent of this state what the level asks for; null: there is none. */
@@ -69,8 +71,10 @@ function wanted(route: RouteName, request: PlanRequest): boolean {
 /** Throws USAGE where the level does not exist for the target, or the route can't bring it. */
 export function checkRequest(facts: PlanFacts, request: PlanRequest): void {
   const { route, level } = request;
+  checkName('preallocation', level, LEVELS);
   if (level === 'metadata') throw errors.levelForRaw(facts.path, level);
   if (route === undefined) return;
+  checkName('route', route, ROUTE_ORDER);
   if ((facts.kind === 'block') !== (route === 'device')) {
     const kind = facts.kind === 'block' ? 'block device' : 'file';
     throw errors.routeCannot(route, `is not for a ${kind}`, facts.path);
@@ -78,6 +82,11 @@ export function checkRequest(facts: PlanFacts, request: PlanRequest): void {
   if (route === 'fallocate' && level === 'full') {
     throw errors.routeCannot(route, 'writes nothing, and full asks for written blocks', facts.path);
   }
+}
+
+function checkName(what: string, name: string, known: readonly string[]): void {
+  if (known.includes(name)) return;
+  throw usageError(`${what} ${JSON.stringify(name)} is not known`, `use one of ${known.join(', ')}`);
 }
 
 function reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): string {

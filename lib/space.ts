@@ -2,7 +2,9 @@
 import { parsePercent } from './units.js';
 import { usageError } from './errors.js';
 import { checkBytes } from './range.js';
-import type { Filesystem, Space } from './filesystem.js';
+import type { Descriptor } from './descriptor.js';
+import { readSpace, type Filesystem, type Space } from './filesystem.js';
+import { native, SYNC_FILESYSTEM } from './native.js';
 import type { Survey } from './plan.js';
 import type { AllocationRequest } from './types.js';
 
@@ -34,4 +36,55 @@ export function keepFreeBytes(keepFree: AllocationRequest['keepFree'], space: Sp
     );
   }
   return space.total === Infinity ? 0 : Math.ceil(space.total * share);
+}
+
+/** Bytes; all Infinity where nothing is to be kept free. */
+export interface Room {
+  /** What may still be allocated. */
+  bytes: number;
+  available: number;
+  keepFree: number;
+}
+
+export const ENDLESS_ROOM: Room = { bytes: Infinity, available: Infinity, keepFree: 0 };
+
+/** btrfs writes its records of extents later, and takes them from the same space. */
+const LATE_RECORDS = 16 * 2 ** 20;
+
+/**
+ * Watches the space to keep free while a run goes on. btrfs tells what is free as of its last
+ * commit: there what the run has allocated since is subtracted, and only when that would stop it,
+ * the file system is synced to know better.
+ */
+export class SpaceWatch {
+  private known: { available: number; allocated: number } | undefined;
+
+  constructor(
+    private readonly file: Descriptor,
+    private readonly filesystem: Filesystem,
+    private readonly keepFree: number,
+  ) {}
+
+  /** `allocated` is what the run has allocated so far; all in bytes. */
+  async room(wanted: number, allocated: number): Promise<Room> {
+    let available = await this.available(allocated);
+    if (this.lags() && available - this.keepFree - LATE_RECORDS < wanted) {
+      await this.file.use((fd) => native().syncFile(fd, SYNC_FILESYSTEM));
+      this.known = undefined;
+      available = await this.available(allocated);
+    }
+    const margin = this.lags() ? LATE_RECORDS : 0;
+    return { bytes: available - this.keepFree - margin, available, keepFree: this.keepFree };
+  }
+
+  private lags(): boolean {
+    return this.filesystem.type === 'btrfs';
+  }
+
+  private async available(allocated: number): Promise<number> {
+    const { available } = await readSpace(this.file, this.filesystem.type);
+    if (!this.lags()) return available;
+    this.known ??= { available, allocated };
+    return Math.min(available, this.known.available - (allocated - this.known.allocated));
+  }
 }

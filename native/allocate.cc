@@ -15,12 +15,10 @@ namespace {
 
 constexpr uint64_t kPiece = kZeroBufferSize;
 
-Status checkSize(const ZeroWrite& options, Range piece) {
+Status checkSize(int fd, uint64_t expected, Range piece) {
   struct stat facts;
-  if (fstat(options.bufferedFd, &facts) < 0)
-    return Status::failed("fstat", piece.offset, piece.length);
-  // A write behind a truncation would grow the file again.
-  if (static_cast<uint64_t>(facts.st_size) != options.expectedSize)
+  if (fstat(fd, &facts) < 0) return Status::failed("fstat", piece.offset, piece.length);
+  if (static_cast<uint64_t>(facts.st_size) != expected)
     return Status{ESTALE, "fstat", piece.offset, piece.length};
   return {};
 }
@@ -72,7 +70,8 @@ Status zeroWritePieces(const ZeroWrite& options, int fd, Range range, const Canc
     }
     const Range piece{*reached, std::min<uint64_t>(range.end() - *reached, kPiece)};
     const Work before = *work;
-    Status status = checkSize(options, piece);
+    // A write behind a truncation would grow the file again.
+    Status status = checkSize(options.bufferedFd, options.expectedSize, piece);
     if (status.ok()) status = writeZeroRuns(options, fd, piece, work);
     // Such a piece is done again in another way, and counted then.
     if (status.error == EINVAL) *work = before;
@@ -118,11 +117,13 @@ Status finishWriteback(int fd, Range range) {
 
 }  // namespace
 
-Status fallocateRanges(int fd, FallocateMode mode, const std::vector<Range>& ranges,
-                       const CancelFlag& cancel, Work* work) {
+Status fallocateRanges(int fd, FallocateMode mode, uint64_t expectedSize,
+                       const std::vector<Range>& ranges, const CancelFlag& cancel, Work* work) {
   int flags = FALLOC_FL_KEEP_SIZE;
   if (mode == FallocateMode::unshare) flags |= FALLOC_FL_UNSHARE_RANGE;
   for (const Range& range : ranges) {
+    Status status = checkSize(fd, expectedSize, range);
+    if (!status.ok()) return status;
     int result;
     do {
       if (cancel.isSet()) {

@@ -11,9 +11,10 @@ namespace thicken {
 enum class FallocateMode : uint8_t { reserve = 0, unshare = 1 };
 
 /// fallocate(2) on each range, with FALLOC_FL_KEEP_SIZE: never changes data or size, and is atomic
-/// against writers in the kernel. `unshare` adds FALLOC_FL_UNSHARE_RANGE (xfs, Linux 4.16).
-Status fallocateRanges(int fd, FallocateMode mode, const std::vector<Range>& ranges,
-                       const CancelFlag& cancel, Work* work);
+/// against writers in the kernel. `unshare` adds FALLOC_FL_UNSHARE_RANGE (xfs, Linux 4.16). A size
+/// other than `expectedSize` ends the call with ESTALE: blocks past a new end would serve nobody.
+Status fallocateRanges(int fd, FallocateMode mode, uint64_t expectedSize,
+                       const std::vector<Range>& ranges, const CancelFlag& cancel, Work* work);
 
 struct ZeroWrite {
   int bufferedFd = -1;

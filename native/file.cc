@@ -109,10 +109,16 @@ Status readFileFacts(int fd, FileFacts* facts) {
   return {};
 }
 
-Status syncFile(int fd, bool dataOnly) {
-  if ((dataOnly ? fdatasync(fd) : fsync(fd)) < 0)
-    return Status::failed(dataOnly ? "fdatasync" : "fsync");
-  return {};
+Status syncFile(int fd, SyncScope scope) {
+  switch (scope) {
+    case SyncScope::file:
+      return fsync(fd) < 0 ? Status::failed("fsync") : Status{};
+    case SyncScope::data:
+      return fdatasync(fd) < 0 ? Status::failed("fdatasync") : Status{};
+    case SyncScope::filesystem:
+      return syncfs(fd) < 0 ? Status::failed("syncfs") : Status{};
+  }
+  return Status{EINVAL, "syncFile"};
 }
 
 Status readBtrfsQuota(int fd, QuotaFacts* facts) {

@@ -16,8 +16,10 @@ struct FileFacts {
 
 Status readFileFacts(int fd, FileFacts* facts);
 
-/// fsync(2), or fdatasync(2) with `dataOnly`.
-Status syncFile(int fd, bool dataOnly);
+enum class SyncScope : uint8_t { file = 0, data = 1, filesystem = 2 };
+
+/// fsync(2), fdatasync(2) or syncfs(2).
+Status syncFile(int fd, SyncScope scope);
 
 /// What the btrfs quota groups of the file's subvolume leave (bytes). Needs CAP_SYS_ADMIN; where
 /// there is no limit, or no way to tell, `limited` is false.

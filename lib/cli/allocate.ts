@@ -28,7 +28,7 @@ export async function allocate(
   for (const target of targets) {
     const outcome = await allocateOne(target, options, signal);
     reportAside(outcome, options);
-    if (!options.json && !('error' in outcome)) await print(await render(outcome, options));
+    if (!options.json) await print(await render(outcome, options));
     outcomes.push(outcome);
   }
   if (options.json) {
@@ -93,9 +93,6 @@ function reportAside(outcome: Outcome, { progress }: Options): void {
     warn(outcome.warnings);
   } else {
     printError(outcome.error);
-    const { done } = outcome.error;
-    if (!done?.allocated) return;
-    process.stderr.write(`thicken: ${formatBytes(done.allocated)} had been allocated by then\n`);
   }
 }
 
@@ -104,8 +101,15 @@ function linesOf(outcome: Outcome): unknown[] {
   return outcome.warnings.map((warning) => ({ target: outcome.target, warning }));
 }
 
-function render(result: AllocationResult, options: Options): string | Promise<string> {
-  return options.dryRun ? renderPlan(result) : renderResult(result);
+function render(outcome: Outcome, options: Options): string | Promise<string> {
+  if ('error' in outcome) return renderDone(outcome);
+  return options.dryRun ? renderPlan(outcome) : renderResult(outcome);
+}
+
+function renderDone({ target, error }: { target: string; error: ThickenError }): string {
+  const allocated = error.done?.allocated ?? 0;
+  if (allocated === 0) return '';
+  return `${plain(target)}: ${formatBytes(allocated)} had been allocated by then\n`;
 }
 
 export function renderResult(result: AllocationResult): string {

@@ -1,6 +1,6 @@
 import type { Descriptor } from '../descriptor.js';
 import { holdDevice } from '../exclusive.js';
-import { DEVICE_WRITE, DEVICE_ZERO_OUT, native, type CancelFlag } from '../native.js';
+import { DEVICE_WRITE, DEVICE_ZERO_OUT, native, SYNC_FILE, type CancelFlag } from '../native.js';
 import type { Route, RouteContext, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;
@@ -20,7 +20,7 @@ class DeviceSession implements RouteSession {
   }
 
   sync() {
-    return this.device.use((fd) => native().syncFile(fd, false));
+    return this.device.use((fd) => native().syncFile(fd, SYNC_FILE));
   }
 
   async [Symbol.asyncDispose]() {

@@ -1,5 +1,5 @@
 import { READ_WRITE, type Descriptor } from '../descriptor.js';
-import { native, type CancelFlag } from '../native.js';
+import { native, SYNC_FILE, type CancelFlag } from '../native.js';
 import type { RouteContext, RouteSession } from './route.js';
 
 const GIB = 2 ** 30;
@@ -19,18 +19,20 @@ export class FallocateSession implements RouteSession {
   private constructor(
     private readonly file: Descriptor,
     private readonly mode: number,
+    /** Bytes; another size by now ends the run. */
+    private readonly size: number,
   ) {}
 
-  static async open({ image }: RouteContext, mode: number): Promise<FallocateSession> {
-    return new FallocateSession(await image.reopen(READ_WRITE), mode);
+  static async open({ image, size }: RouteContext, mode: number): Promise<FallocateSession> {
+    return new FallocateSession(await image.reopen(READ_WRITE), mode, size);
   }
 
   run(ranges: Float64Array, cancel: CancelFlag) {
-    return this.file.use((fd) => native().fallocate(fd, this.mode, ranges, cancel));
+    return this.file.use((fd) => native().fallocate(fd, this.mode, this.size, ranges, cancel));
   }
 
   sync() {
-    return this.file.use((fd) => native().syncFile(fd, false));
+    return this.file.use((fd) => native().syncFile(fd, SYNC_FILE));
   }
 
   async [Symbol.asyncDispose]() {

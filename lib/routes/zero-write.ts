@@ -1,7 +1,7 @@
 import { DIRECT, READ_WRITE, type Descriptor } from '../descriptor.js';
 import { ThickenError } from '../errors.js';
 import { holdFile } from '../exclusive.js';
-import { native, type CancelFlag } from '../native.js';
+import { native, SYNC_FILE, type CancelFlag } from '../native.js';
 import type { ByteRange } from '../types.js';
 import type { Route, RouteContext, RouteSession } from './route.js';
 
@@ -81,7 +81,7 @@ class ZeroWriteSession implements RouteSession {
   }
 
   sync() {
-    return this.buffered.use((fd) => native().syncFile(fd, false));
+    return this.buffered.use((fd) => native().syncFile(fd, SYNC_FILE));
   }
 
   async [Symbol.asyncDispose]() {

@@ -7,14 +7,15 @@
 namespace thicken {
 namespace {
 
-// (fd, mode, ranges, cancel?) → work
+// (fd, mode, expectedSize, ranges, cancel?) → work
 Napi::Value jsFallocate(const Napi::CallbackInfo& info) {
   const int fd = descriptorArg(info, 0);
   const auto mode = static_cast<FallocateMode>(codeArg(info, 1, 2));
+  const uint64_t size = bytesOf(info[2]);
   return queue<Work>(
-      info.Env(), cancelArg(info, 3),
-      [fd, mode, ranges = rangesArg(info, 2)](Work* work, const CancelFlag& cancel) {
-        return fallocateRanges(fd, mode, ranges, cancel, work);
+      info.Env(), cancelArg(info, 4),
+      [fd, mode, size, ranges = rangesArg(info, 3)](Work* work, const CancelFlag& cancel) {
+        return fallocateRanges(fd, mode, size, ranges, cancel, work);
       },
       workValue);
 }

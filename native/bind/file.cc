@@ -25,13 +25,13 @@ Napi::Value jsFileFacts(const Napi::CallbackInfo& info) {
 
 struct Nothing {};
 
-// (fd, dataOnly)
+// (fd, scope)
 Napi::Value jsSyncFile(const Napi::CallbackInfo& info) {
   const int fd = descriptorArg(info, 0);
-  const bool dataOnly = info[1].ToBoolean();
+  const auto scope = static_cast<SyncScope>(codeArg(info, 1, 3));
   return queue<Nothing>(
       info.Env(), std::make_shared<CancelFlag>(),
-      [fd, dataOnly](Nothing*, const CancelFlag&) { return syncFile(fd, dataOnly); },
+      [fd, scope](Nothing*, const CancelFlag&) { return syncFile(fd, scope); },
       [](Napi::Env env, const Nothing&) { return env.Undefined(); });
 }
 

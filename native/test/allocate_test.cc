@@ -79,7 +79,7 @@ TEST(fallocateFillsRangesAndKeepsTheSize) {
   file.resize(1 << 20);
   Work work;
   Status status =
-      fallocateRanges(file.fd(), FallocateMode::reserve,
+      fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file),
                       {Range{0, 64 << 10}, Range{512 << 10, 128 << 10}}, CancelFlag(), &work);
   if (status.error == EOPNOTSUPP) {
     std::printf("unsupported here: fallocate\n");
@@ -88,8 +88,8 @@ TEST(fallocateFillsRangesAndKeepsTheSize) {
   CHECK(status.ok());
   CHECK(work.allocated == 192 << 10 && work.requests == 2 && !work.cancelled);
   CHECK(allocatedIn(file) >= 192 << 10 && allocatedIn(file) < 300 << 10);
-  status = fallocateRanges(file.fd(), FallocateMode::reserve, {Range{2 << 20, 64 << 10}},
-                           CancelFlag(), &work);
+  status = fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file),
+                           {Range{2 << 20, 64 << 10}}, CancelFlag(), &work);
   CHECK(status.ok());
   CHECK(sizeOf(file) == 1 << 20);
 }
@@ -100,8 +100,8 @@ TEST(fallocateKeepsData) {
   const uint64_t size = sizeOf(file);
   const std::vector<uint8_t> before = file.read(0, size);
   Work work;
-  const Status status =
-      fallocateRanges(file.fd(), FallocateMode::reserve, {Range{0, size}}, CancelFlag(), &work);
+  const Status status = fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file),
+                                        {Range{0, size}}, CancelFlag(), &work);
   if (status.error == EOPNOTSUPP) return;
   CHECK(status.ok());
   CHECK(file.read(0, size) == before);
@@ -112,11 +112,21 @@ TEST(fallocateNamesTheRangeThatFailed) {
   TemporaryFile file;
   const int readOnly = file.open(O_RDONLY);
   Work work;
-  const Status status =
-      fallocateRanges(readOnly, FallocateMode::reserve, {Range{4096, 8192}}, CancelFlag(), &work);
+  const Status status = fallocateRanges(readOnly, FallocateMode::reserve, 0, {Range{4096, 8192}},
+                                        CancelFlag(), &work);
   close(readOnly);
   CHECK(status.error == EBADF && status.offset == 4096 && status.length == 8192);
   CHECK(work.allocated == 0 && work.requests == 0);
+}
+
+TEST(fallocateStopsAtAnotherSize) {
+  TemporaryFile file;
+  file.resize(1 << 20);
+  Work work;
+  const Status status = fallocateRanges(file.fd(), FallocateMode::reserve, 2 << 20,
+                                        {Range{0, 4096}}, CancelFlag(), &work);
+  CHECK(status.error == ESTALE && work.requests == 0);
+  CHECK(allocatedIn(file) == 0);
 }
 
 TEST(cancelledWorkDoesNothing) {
@@ -125,8 +135,9 @@ TEST(cancelledWorkDoesNothing) {
   CancelFlag cancel;
   cancel.set();
   Work reserved;
-  CHECK(
-      fallocateRanges(file.fd(), FallocateMode::reserve, {Range{0, 4096}}, cancel, &reserved).ok());
+  CHECK(fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file), {Range{0, 4096}}, cancel,
+                        &reserved)
+            .ok());
   CHECK(reserved.cancelled && reserved.requests == 0);
   Work written;
   CHECK(zeroWriteRanges(buffered(file), {Range{0, 1 << 20}}, cancel, &written).ok());
