@@ -14,6 +14,7 @@
         "native/device.cc",
         "native/extents.cc",
         "native/file.cc",
+        "native/gate.cc",
         "native/io.cc",
         "native/lock.cc",
         "native/pool.cc",

@@ -1,10 +1,16 @@
-import { close, constants, open } from 'node:fs';
+import { close, constants, fstat, open, type Stats } from 'node:fs';
 import { access } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { errors, isRawSystemError, systemError, ThickenError } from './errors.js';
 
 const openFile = promisify(open);
 const closeFile = promisify(close);
+const fstatFile = promisify(fstat);
+
+/** How long an opening waits for a lease: another thicken's probe lasts for microseconds. */
+const LEASE_TRIES = 10;
+const LEASE_WAIT_MS = 10;
 
 export const READ_ONLY = constants.O_RDONLY;
 export const READ_WRITE = constants.O_RDWR;
@@ -40,20 +46,31 @@ export class Descriptor implements AsyncDisposable {
    */
   static async open(path: string, flags: number): Promise<Descriptor> {
     try {
-      return new Descriptor(path, await openFile(path, flags | constants.O_NONBLOCK));
+      return new Descriptor(path, await openPatiently(path, flags | constants.O_NONBLOCK));
     } catch (error) {
       throw translate(error, path);
     }
   }
 
+  /** The same, of what `facts` were taken of. Throws CHANGED where the name leads elsewhere by now. */
+  static async openSame(path: string, flags: number, facts: Stats): Promise<Descriptor> {
+    const descriptor = await Descriptor.open(path, flags);
+    try {
+      if (isSame(facts, await descriptor.use((fd) => fstatFile(fd)))) return descriptor;
+      throw errors.changed(path, 'the name led to another file when it was opened');
+    } catch (error) {
+      await descriptor.close();
+      throw error;
+    }
+  }
+
   /**
    * The same file or device opened once more, with locks and position of its own; whatever `path`
-   * names by now.
+   * names by now. A foreign lease is waited for, as long as the kernel lets it stand.
    */
   async reopen(flags: number): Promise<Descriptor> {
     return this.use(async (fd) => {
-      const number = await openFile(`/proc/self/fd/${fd}`, flags | constants.O_NONBLOCK);
-      return new Descriptor(this.path, number);
+      return new Descriptor(this.path, await openFile(`/proc/self/fd/${fd}`, flags));
     });
   }
 
@@ -76,6 +93,11 @@ export class Descriptor implements AsyncDisposable {
     }
   }
 
+  /** The same for a call that does not wait. */
+  useNow<T>(work: (fd: number) => T): Promise<T> {
+    return this.use((fd) => Promise.resolve(fd).then(work));
+  }
+
   /** Waits for work in flight. Safe to call again. */
   close(): Promise<void> {
     this.closing ??= this.closeWhenIdle();
@@ -91,6 +113,24 @@ export class Descriptor implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** With O_NONBLOCK, EAGAIN says that a lease is being taken from its holder (fcntl(2)). */
+async function openPatiently(path: string, flags: number): Promise<number> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await openFile(path, flags);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN' || tries > LEASE_TRIES) throw error;
+      await sleep(LEASE_WAIT_MS);
+    }
+  }
+}
+
+/** A device's nodes are many, its number is one; a file's number is its inode's. */
+function isSame(a: Stats, b: Stats): boolean {
+  const sameKind = (a.mode & constants.S_IFMT) === (b.mode & constants.S_IFMT);
+  return sameKind && (a.isBlockDevice() ? a.rdev === b.rdev : a.dev === b.dev && a.ino === b.ino);
 }
 
 function translate(error: unknown, path: string): unknown {

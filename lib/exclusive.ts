@@ -1,9 +1,13 @@
-/** Proof that nobody else writes to an image, held for as long as this process does. */
-import { readFile, stat } from 'node:fs/promises';
-import { Descriptor, DIRECT, EXCLUSIVE, READ_ONLY, READ_WRITE } from './descriptor.js';
-import { errors, isRawSystemError, ThickenError } from './errors.js';
-import { native } from './native.js';
-import { deviceName, usersOfDevice, usersOfFile } from './users.js';
+/** QEMU's image locks, and who uses an image: what both kinds of hold are made of. */
+import { fstat } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { promisify } from 'node:util';
+import { Descriptor } from './descriptor.js';
+import { errors, type ThickenError } from './errors.js';
+import { native, type Work } from './native.js';
+import { deviceName, usersOfDevice, usersOfFile, type Users } from './users.js';
+
+const statOf = promisify(fstat);
 
 /**
  * QEMU's permissions, by their bit: byte 100+n is locked for a permission held, byte 200+n for one
@@ -13,8 +17,7 @@ const PERMISSIONS = { consistentRead: 0, write: 1, writeUnchanged: 2, resize: 3 
 const HELD = 100;
 const UNSHARED = 200;
 const ALL = Object.values(PERMISSIONS);
-
-export const QEMU_LOCK_BYTES = [...ALL.map((n) => HELD + n), ...ALL.map((n) => UNSHARED + n)];
+const QEMU_LOCK_BYTES = [...ALL.map((n) => HELD + n), ...ALL.map((n) => UNSHARED + n)];
 
 const { consistentRead, write, resize } = PERMISSIONS;
 const OURS = [HELD + consistentRead, HELD + write, UNSHARED + write, UNSHARED + resize];
@@ -22,134 +25,107 @@ const CONFLICTS = [UNSHARED + consistentRead, UNSHARED + write, HELD + write, HE
 
 const USE_QMP =
   'stop what uses it; a guest that runs is allocated through its monitor: --qmp SOCKET --device ID';
-const USE_QMP_OR_FALLOC = `use --preallocation falloc where the file system has fallocate, which is safe beside writers; or ${USE_QMP}`;
+const USE_FALLOC =
+  'use --preallocation falloc where the file system has fallocate, which is safe beside writers; or ';
 
-/**
- * Takes QEMU's locks on a file, so that no other user of the image may write or resize it, and
- * refuses (IN_USE) where one does. In this order: no foreign writer, the locks, and once more no
- * foreign writer, since a loop device heeds no lock. The lease probe does not see past a writing
- * descriptor of our own, so the caller opens its own only afterwards.
- */
-export async function holdFile(file: Descriptor, trusted: boolean): Promise<Descriptor> {
-  await file.checkWritable();
-  const lock = await file.reopen(READ_ONLY);
-  try {
-    await refuseWriters(lock, trusted);
-    await takeLocks(lock);
-    await refuseWriters(lock, trusted);
-    return lock;
-  } catch (error) {
-    await lock.close();
-    throw error;
-  }
+const UNSEEN = 'a process that can’t be seen from here';
+
+export function factsOf(file: Descriptor) {
+  return file.use((fd) => statOf(fd));
 }
 
-async function takeLocks(lock: Descriptor): Promise<void> {
-  await lock.use((fd) => native().takeLocks(fd, OURS));
-  const held = await lock.use((fd) => native().probeLocks(fd, CONFLICTS));
-  if (held.length > 0) throw await inUse(lock.path, held);
+/** Takes our locks, then probes (safety rule 4); returns the bytes that others hold against us. */
+export async function takeImageLocks(file: Descriptor): Promise<number[]> {
+  await file.use((fd) => native().takeLocks(fd, OURS));
+  return probeConflicts(file);
 }
 
-async function refuseWriters(lock: Descriptor, trusted: boolean): Promise<void> {
-  let writer: boolean;
-  try {
-    writer = await lock.use(async (fd) => {
-      try {
-        return await native().probeWriter(fd);
-      } catch (error) {
-        if (trusted && isRawSystemError(error)) return false;
-        throw error;
-      }
-    });
-  } catch (error) {
-    if (!(error instanceof ThickenError) || error.errno === undefined) throw error;
-    throw errors.cannotTellUsers(lock.path, `${error.syscall} answers ${error.code}`);
-  }
-  if (writer) throw await inUse(lock.path, []);
+export function probeConflicts(file: Descriptor): Promise<number[]> {
+  return file.use((fd) => native().probeLocks(fd, CONFLICTS));
 }
 
-async function inUse(path: string, locks: number[]): Promise<ThickenError> {
-  const use = await findUse(path, locks);
-  return errors.inUse(path, use.by, USE_QMP_OR_FALLOC);
+export async function fileInUse(file: Descriptor): Promise<ThickenError> {
+  const { by } = await usersOfFile(await factsOf(file));
+  return errors.inUse(file.path, by.join(', ') || UNSEEN, USE_FALLOC + USE_QMP);
 }
 
-/** How an image is used by others: for `info`, and for refusals. */
+export function deviceInUse(path: string, by: string[]): ThickenError {
+  return errors.inUse(path, by.join(', ') || UNSEEN, USE_QMP);
+}
+
+/** How an image is used by others, for `info`. */
 export interface ImageUse {
-  by: string;
-  /** Bytes of QEMU's lock protocol that somebody holds. */
-  locks: number[];
+  use: { by: string; locks: number[] } | null;
+  /** Whether there may be users that can't be seen from here. */
+  unsure: boolean;
 }
 
-async function findUse(path: string, locks: number[]): Promise<ImageUse> {
-  const users = await usersOfFile(path);
-  const by = users.by.length > 0 ? users.by.join(', ') : 'a process that can’t be seen from here';
-  return { by, locks };
-}
-
-/** null where nobody writes to the file, and nobody holds QEMU's locks on it. */
-export async function fileUse(file: Descriptor): Promise<ImageUse | null> {
+/** Who writes to a file, or holds QEMU's locks on it. */
+export async function fileUse(file: Descriptor): Promise<ImageUse> {
   const locks = await file.use((fd) => native().probeLocks(fd, QEMU_LOCK_BYTES));
-  // Whoever may not probe is told what the locks say.
-  const writer = await file.use((fd) => native().probeWriter(fd).catch(() => false));
-  return locks.length > 0 || writer ? findUse(file.path, locks) : null;
+  const writer = await file.use((fd) => native().probeWriter(fd)).catch(() => null);
+  if (locks.length === 0 && !writer) return { use: null, unsure: writer === null };
+  const { by } = await usersOfFile(await factsOf(file));
+  return { use: { by: by.join(', ') || UNSEEN, locks }, unsure: false };
 }
 
-/**
- * Opens a block device for itself: O_EXCL against mounts, swap and device-mapper, QEMU's locks on
- * the node, and no foreign descriptor on the same device, its partitions or its disk (neither
- * O_EXCL nor locks keep QEMU off, or show through another node).
- */
-export async function holdDevice(image: Descriptor, trusted: boolean): Promise<Descriptor> {
-  const device = await openExclusive(image);
-  try {
-    await device.use((fd) => native().takeLocks(fd, OURS));
-    const held = await device.use((fd) => native().probeLocks(fd, CONFLICTS));
-    if (held.length > 0) throw errors.inUse(image.path, await whoOpened(device), USE_QMP);
-    await refuseUsers(device, trusted);
-    return device;
-  } catch (error) {
-    await device.close();
-    throw error;
-  }
-}
-
-async function openExclusive(image: Descriptor): Promise<Descriptor> {
-  try {
-    return await image.reopen(READ_WRITE | EXCLUSIVE | DIRECT);
-  } catch (error) {
-    if (!(error instanceof ThickenError) || error.code !== 'EBUSY') throw error;
-    throw errors.inUse(image.path, 'a mounted file system, swap, or another driver', USE_QMP);
-  }
-}
-
-async function refuseUsers(device: Descriptor, trusted: boolean): Promise<void> {
-  const users = await deviceUsers(device);
-  if (users.by.length > 0) throw errors.inUse(device.path, users.by.join(', '), USE_QMP);
-  if (users.blind && !trusted) {
-    throw errors.cannotTellUsers(device.path, 'descriptors of other users’ processes are hidden');
-  }
-}
-
-async function whoOpened(device: Descriptor): Promise<string> {
-  const users = await deviceUsers(device);
-  return users.by.join(', ') || 'a process that can’t be seen from here';
-}
-
-function deviceUsers(device: Descriptor) {
-  return usersOfDevice(device.path, Descriptor.ownNumbers());
-}
-
-/** null where nobody else has the device open. */
-export async function deviceUse(device: Descriptor): Promise<ImageUse | null> {
+/** Who has a device open, or holds QEMU's locks on its node. */
+export async function deviceUse(device: Descriptor): Promise<ImageUse> {
   const locks = await device.use((fd) => native().probeLocks(fd, QEMU_LOCK_BYTES));
-  const users = await deviceUsers(device);
-  const mounted = await isMounted(device.path);
-  const by = [...users.by, ...(mounted ? ['a mounted file system'] : [])];
-  return by.length > 0 || locks.length > 0 ? { by: by.join(', '), locks } : null;
+  const { rdev } = await factsOf(device);
+  const users = await usersOfDevice(rdev, Descriptor.ownNumbers());
+  const by = [...users.by, ...((await isMounted(rdev)) ? ['a mounted file system'] : [])];
+  if (by.length === 0 && locks.length === 0) return { use: null, unsure: users.blind };
+  return { use: { by: by.join(', ') || UNSEEN, locks }, unsure: false };
 }
 
-async function isMounted(path: string): Promise<boolean> {
-  const { rdev } = await stat(path);
+async function isMounted(rdev: number): Promise<boolean> {
   const mounts = await readFile('/proc/self/mountinfo', 'utf8');
   return mounts.split('\n').some((line) => line.split(' ')[2] === deviceName(rdev));
+}
+
+/** Throws IN_USE for users, and where there may be unseen ones unless the caller vouches for it. */
+export function refuseUsers(path: string, users: Users, trusted: boolean): void {
+  if (users.by.length > 0) throw deviceInUse(path, users.by);
+  if (users.blind && !trusted) {
+    throw errors.cannotTellUsers(path, 'other users’ or other namespaces’ processes are hidden');
+  }
+}
+
+/**
+ * Does all of `ranges`, though an open of the image may stop the work on the way: then `prove` must
+ * show again that nobody else writes, and the rest follows.
+ */
+export async function workUndisturbed(
+  ranges: Float64Array,
+  work: (ranges: Float64Array) => Promise<Work>,
+  prove: () => Promise<void>,
+): Promise<Work> {
+  let rest = ranges;
+  let total = await work(rest);
+  for (let last = total; last.disturbed && !last.cancelled;) {
+    await prove();
+    rest = withoutFirst(rest, last.allocated + last.skipped);
+    last = await work(rest);
+    total = {
+      allocated: total.allocated + last.allocated,
+      skipped: total.skipped + last.skipped,
+      requests: total.requests + last.requests,
+      cancelled: last.cancelled,
+      disturbed: last.disturbed,
+    };
+  }
+  return total;
+}
+
+/** `ranges` without their first `bytes`: work goes through them in order. */
+export function withoutFirst(ranges: Float64Array, bytes: number): Float64Array {
+  const rest: number[] = [];
+  let left = bytes;
+  for (let i = 0; i < ranges.length; i += 2) {
+    const done = Math.min(left, ranges[i + 1]!);
+    left -= done;
+    if (done < ranges[i + 1]!) rest.push(ranges[i]! + done, ranges[i + 1]! - done);
+  }
+  return Float64Array.from(rest);
 }

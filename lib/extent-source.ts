@@ -1,11 +1,12 @@
 /** Where the extents of an image come from. */
 import { readFile, stat } from 'node:fs/promises';
+import { alignPages } from './align.js';
 import { Descriptor, READ_ONLY } from './descriptor.js';
 import { ThickenError } from './errors.js';
 import { UNKNOWN, type ExtentPage } from './extent.js';
 import { EXTENT_METHODS, native, SYNC_DATA, type CancelFlag, type ExtentMethod } from './native.js';
 import { readFilesystem, type Filesystem } from './filesystem.js';
-import { endOf } from './range.js';
+import { endOf, widen } from './range.js';
 import type { ByteRange } from './types.js';
 import { deviceName } from './users.js';
 
@@ -118,16 +119,24 @@ export class UnknownExtents implements ExtentSource {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
+interface DeviceGeometry {
+  /** Bytes. */
+  size: number;
+  granularity: number;
+}
+
 /**
  * Extents of a loop device: those of the file behind it, where that can be found by the name that
  * sysfs gives, and is the same file (device and inode). What was written to the device is flushed
- * first, so that the file knows of it.
+ * first, so that the file knows of it. They come in the device's units, wherever the file's blocks
+ * begin: a device reads and allocates nothing smaller.
  */
 export class LoopExtents implements ExtentSource {
   private constructor(
     private readonly device: Descriptor,
     private readonly behind: FileExtents,
     readonly file: Descriptor,
+    private readonly geometry: DeviceGeometry,
   ) {}
 
   get method() {
@@ -139,18 +148,28 @@ export class LoopExtents implements ExtentSource {
   }
 
   /** null where `device` is no loop device, or its file can't be read from here. */
-  static async open(device: Descriptor): Promise<LoopExtents | null> {
+  static async open(
+    device: Descriptor,
+    geometry: DeviceGeometry,
+  ): Promise<LoopExtents | null> {
     const loop = await device.use((fd) => native().loopFacts(fd));
     if (!loop) return null;
     const file = await openBacking(device, loop).catch(() => null);
     if (!file) return null;
-    const behind = new FileExtents(file, await readFilesystem(file), undefined, loop.offset);
-    return new LoopExtents(device, behind, file);
+    try {
+      const behind = new FileExtents(file, await readFilesystem(file), undefined, loop.offset);
+      return new LoopExtents(device, behind, file, geometry);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
   async *pages(range: ByteRange, cancel?: CancelFlag) {
     await this.device.use((fd) => native().syncFile(fd, SYNC_DATA));
-    yield* this.behind.pages(range, cancel);
+    const { granularity, size } = this.geometry;
+    const whole = widen(range, granularity, size);
+    yield* alignPages(this.behind.pages(whole, cancel), granularity, range);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -167,5 +186,5 @@ async function openBacking(
   const path = (await readFile(sysfs, 'utf8')).replace(/\n$/, '');
   const facts = await stat(path);
   const same = facts.isFile() && facts.ino === loop.inode && facts.dev === loop.device;
-  return same ? Descriptor.open(path, READ_ONLY) : null;
+  return same ? Descriptor.openSame(path, READ_ONLY, facts) : null;
 }

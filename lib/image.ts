@@ -2,7 +2,7 @@
 import { fstat, read } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Descriptor } from './descriptor.js';
-import { errors } from './errors.js';
+import { errors, rangeError } from './errors.js';
 import { deviceUse, fileUse } from './exclusive.js';
 import { extentOf, type Extent, type ExtentPage } from './extent.js';
 import { FileExtents, LoopExtents, UnknownExtents, type ExtentSource } from './extent-source.js';
@@ -11,7 +11,7 @@ import { formatOf, PROBE_LENGTH, requireRaw, type Format } from './format.js';
 import { Job, planFor, scopeOf, type JobImage } from './job.js';
 import { native, type ExtentMethod } from './native.js';
 import type { Plan } from './plan.js';
-import { resolveRange } from './range.js';
+import { resolveRange, roundDown } from './range.js';
 import { openTarget, type Target } from './target.js';
 import type {
   AllocationRequest,
@@ -39,11 +39,14 @@ interface Geometry {
   /** Bytes. */
   size: number;
   granularity: number;
+  /** Bytes at the end of a device that are no whole sector, and can't be read or written alone. */
+  beyond: number;
 }
 
 /**
  * Opens an image file or a block device, for reading only: nothing is changed or locked before
- * `allocate`. Throws a ThickenError: the errno's name, EISDIR, UNSUPPORTED, USAGE.
+ * `allocate`. Throws a ThickenError: the errno's name, EISDIR, UNSUPPORTED, USAGE, RANGE,
+ * CHANGED.
  */
 export async function open(target: string, options: OpenOptions = {}): Promise<Image> {
   const opened = await openTarget(target);
@@ -61,19 +64,28 @@ async function describe(target: Target, options: OpenOptions): Promise<Image> {
   await descriptor.use((fd) => readFile(fd, head, 0, PROBE_LENGTH, 0));
   const format = formatOf(descriptor.path, head, options.format);
   if (target.kind === 'block') return describeDevice(target, format);
+  const { size } = await descriptor.use((fd) => fstatFile(fd));
+  checkSize(size, descriptor.path);
   const filesystem = await readFilesystem(descriptor);
   const source = new FileExtents(descriptor, filesystem, options.extentMethod);
-  const { size } = await descriptor.use((fd) => fstatFile(fd));
-  return new Image(target, format, head, source, { size, granularity: filesystem.blockSize });
+  const geometry = { size, granularity: filesystem.blockSize, beyond: 0 };
+  return new Image(target, format, head, source, geometry);
 }
 
 async function describeDevice(target: Target, format: Format): Promise<Image> {
   const { descriptor } = target;
   const facts = await descriptor.use((fd) => native().deviceFacts(fd));
-  const source = (await LoopExtents.open(descriptor)) ?? new UnknownExtents();
-  const unit = Math.max(DEVICE_UNIT, facts.logicalSector);
-  const geometry = { size: facts.size, granularity: unit };
+  checkSize(facts.size, descriptor.path);
+  const size = roundDown(facts.size, facts.logicalSector);
+  const granularity = Math.max(DEVICE_UNIT, facts.logicalSector);
+  const geometry = { size, granularity, beyond: facts.size - size };
+  const source = (await LoopExtents.open(descriptor, geometry)) ?? new UnknownExtents();
   return new Image(target, format, Buffer.alloc(0), source, geometry);
+}
+
+function checkSize(size: number, path: string): void {
+  if (Number.isSafeInteger(size)) return;
+  throw rangeError('the image is larger than 2^53-1 bytes', 'no larger one can be dealt with', { path });
 }
 
 export class Image implements AsyncDisposable {
@@ -96,7 +108,7 @@ export class Image implements AsyncDisposable {
     private readonly probed: Format,
     private readonly head: Buffer,
     private readonly source: ExtentSource,
-    geometry: Geometry,
+    private readonly geometry: Geometry,
   ) {
     this.descriptor = target.descriptor;
     this.path = target.descriptor.path;
@@ -204,6 +216,9 @@ export class Image implements AsyncDisposable {
     const { survey } = await planFor(image, { range, level: 'falloc' });
     const facts = await this.descriptor.use((fd) => fstatFile(fd));
     const known = raw && image.exact;
+    const usersOf = this.kind === 'file' ? fileUse : deviceUse;
+    const { use, unsure } = await usersOf(this.descriptor);
+    const unseen = unsure ? ['whether something else uses the image can’t be told from here'] : [];
     return {
       target: this.path,
       kind: this.kind,
@@ -220,11 +235,11 @@ export class Image implements AsyncDisposable {
         full: known ? survey.needed : null,
       },
       granularity: this.granularity,
-      inUse: await (this.kind === 'file' ? fileUse(this.descriptor) : deviceUse(this.descriptor)),
+      inUse: use,
       filesystem: await this.filesystemInfo(survey.shared),
       backing: [],
       snapshots: 0,
-      warnings: image.warnings,
+      warnings: [...image.warnings, ...unseen],
     };
   }
 
@@ -318,6 +333,8 @@ export class Image implements AsyncDisposable {
     } else if (!exact) {
       warnings.push('the file system can’t tell reserved from missing: holes may have storage');
     }
+    const { beyond } = this.geometry;
+    if (beyond > 0) warnings.push(`the last ${beyond} bytes are no whole sector: they are left alone`);
     return warnings;
   }
 }

@@ -2,6 +2,7 @@
 import { EventEmitter } from 'node:events';
 import { errors, rangeError, ThickenError, toThickenError, withDetails } from './errors.js';
 import type { Descriptor } from './descriptor.js';
+import { probeConflicts } from './exclusive.js';
 import type { ExtentSource } from './extent-source.js';
 import { readSpace } from './filesystem.js';
 import { native, type CancelFlag, type Work } from './native.js';
@@ -22,6 +23,8 @@ import type {
 } from './types.js';
 
 const PROGRESS_MS = 100;
+/** How long an answer to whether somebody else writes is good for. */
+const LIVE_MS = 1000;
 const NO_SPACE = { available: 0, total: 0, quota: false };
 
 /** The image as a job needs it. */
@@ -88,6 +91,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   private emitted = -Infinity;
   private route: RouteName = 'fallocate';
   private position = 0;
+  private live = { at: -Infinity, found: false };
   private total = 0;
   private allocated = 0;
   private skipped = 0;
@@ -225,7 +229,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   }
 
   private async runPasses(plan: Plan, request: PlanRequest, keepFree: number): Promise<void> {
-    const live = await this.isLive();
+    this.live = { at: performance.now(), found: await this.hasWriter() };
     for (const { route, range } of plan.passes) {
       this.route = route;
       const pass = {
@@ -235,7 +239,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
         range,
         takes: (state: number) => routeFor(state, this.image.facts, request) === route,
       };
-      await runPass(pass, this.control(keepFree, live));
+      await runPass(pass, this.control(keepFree));
       this.throwIfCancelled();
     }
     this.emitProgress(true);
@@ -247,12 +251,23 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   }
 
   /** Whether somebody has the file open for writing; a cautious yes where that can't be told. */
-  private async isLive(): Promise<boolean> {
+  private async hasWriter(): Promise<boolean> {
     if (this.image.facts.kind !== 'file') return false;
     return this.image.descriptor.use((fd) => native().probeWriter(fd).catch(() => true));
   }
 
-  private control(keepFree: number, live: boolean): PassControl {
+  /**
+   * Whether a guest uses the image. Once the route has it open for writing itself, only QEMU's locks
+   * tell of one that came later.
+   */
+  private async isLive(): Promise<boolean> {
+    const now = performance.now();
+    if (this.live.found || now - this.live.at < LIVE_MS) return this.live.found;
+    this.live = { at: now, found: (await probeConflicts(this.image.descriptor)).length > 0 };
+    return this.live.found;
+  }
+
+  private control(keepFree: number): PassControl {
     const { file, filesystem } = this.image.source;
     const watched = keepFree > 0 && file && filesystem;
     const watch = watched ? new SpaceWatch(file, filesystem, keepFree) : null;
@@ -265,7 +280,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
         while (this.gate && !this.controller.signal.aborted) await this.gate.opened;
       },
       room: (wanted) => watch?.room(wanted, this.allocated) ?? Promise.resolve(ENDLESS_ROOM),
-      live,
+      live: () => this.isLive(),
       completed: (work) => this.completed(work),
     };
   }
@@ -277,6 +292,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const space = await readSpace(file, filesystem.type);
     const keepFree = keepFreeBytes(this.request.keepFree, space);
     const needed = bytesNeeded(plan.survey, filesystem);
+    if (needed === 0) return 0;
     if (needed > space.available) {
       throw errors.noSpace(this.image.path, needed, space.available, space.quota);
     }

@@ -17,9 +17,28 @@ export interface Work {
   skipped: number;
   requests: number;
   cancelled: boolean;
+  /** Ended early because somebody opened the image. */
+  disturbed: boolean;
 }
 
-export const NO_WORK: Work = { allocated: 0, skipped: 0, requests: 0, cancelled: false };
+export const NO_WORK: Work = {
+  allocated: 0,
+  skipped: 0,
+  requests: 0,
+  cancelled: false,
+  disturbed: false,
+};
+
+/** Stops the writing of zeros when somebody opens one of the inodes that it watches. */
+export interface OpenGate {
+  /** Throws an error with an errno. */
+  watch(fd: number): void;
+  reset(): void;
+  /** Whether there were just `own` opens since `reset`; if so, the gate is open again. */
+  settle(own: number): boolean;
+  disturbed(): boolean;
+  close(): void;
+}
 
 /** The order is that of `ExtentMethod` in native/extents.h. */
 export const EXTENT_METHODS = ['fiemap', 'seek', 'fibmap', 'pages'] as const;
@@ -34,6 +53,7 @@ export const DEVICE_ZERO_OUT = 0;
 export const DEVICE_WRITE = 1;
 
 export interface ZeroWriteOptions {
+  gate: OpenGate;
   bufferedFd: number;
   /** Opened with O_DIRECT; -1 for none. */
   directFd: number;
@@ -53,6 +73,7 @@ export interface ZeroWriteOptions {
  */
 export interface Native {
   CancelFlag: new () => CancelFlag;
+  OpenGate: new () => OpenGate;
   readExtents(
     fd: number,
     method: number,
@@ -79,6 +100,8 @@ export interface Native {
   loopFacts(fd: number): Promise<{
     device: number;
     inode: number;
+    /** Of a loop over a block device: its number. */
+    blockDevice: number;
     offset: number;
     sizeLimit: number;
   } | null>;
@@ -86,6 +109,7 @@ export interface Native {
     fd: number,
     mode: number,
     granularity: number,
+    gate: OpenGate,
     ranges: Float64Array,
     cancel?: CancelFlag,
   ): Promise<Work>;

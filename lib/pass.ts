@@ -19,8 +19,8 @@ export interface PassControl {
   unpaused(): Promise<void>;
   /** Space for `wanted` bytes more, as far as there is. */
   room(wanted: number): Promise<Room>;
-  /** Others use the image: leave them time between chunks. */
-  live: boolean;
+  /** Whether others use the image, and want time between chunks. */
+  live(): Promise<boolean>;
   completed(work: Work): void;
 }
 
@@ -41,7 +41,7 @@ export async function runPass(request: PassRequest, control: PassControl): Promi
   const { route, context, source } = request;
   const session = await route.open(context);
   try {
-    const chunks = new Chunks(request, session, control);
+    const chunks = new Chunks(request, session, control, await control.live());
     try {
       await chunks.runAll(source);
     } finally {
@@ -74,9 +74,10 @@ class Chunks {
     private readonly request: PassRequest,
     private readonly session: RouteSession,
     private readonly control: PassControl,
+    live: boolean,
   ) {
     const { route, context } = request;
-    const start = control.live ? smaller(route.chunk, LIVE_START) : route.chunk;
+    const start = live ? smaller(route.chunk, LIVE_START) : route.chunk;
     this.size = new ChunkSize(start, route.most, context.granularity);
     this.adapts = route.depth === 1;
   }
@@ -115,28 +116,29 @@ class Chunks {
     }
   }
 
-  /** Sends what is pending on its way, once the throttle, the depth and the free space allow it. */
+  /** Sends what is pending on its way, once the depth, the throttle and the space allow it. */
   private async dispatch(): Promise<void> {
+    const { control, request } = this;
     while (this.pendingBytes > 0) {
-      const { control } = this;
-      while (this.inFlight.size >= this.request.route.depth) await Promise.race(this.inFlight);
-      const ranges = await this.nextChunk();
-      await control.throttle.take(bytesOf(ranges), ranges.length / 2, control.signal);
+      while (this.inFlight.size >= request.route.depth) await Promise.race(this.inFlight);
+      const { speed, iops } = control.limits();
+      const cut = this.takePending(this.size.bounds(speed, iops).bytes);
+      await control.throttle.take(bytesOf(cut), cut.length / 2, control.signal);
       await control.unpaused();
       if (this.stopped()) return;
-      const elapsed = this.start(Float64Array.from(ranges));
-      if (this.request.route.depth === 1) await this.rest(await elapsed);
+      // Last: what is free may have changed while the run waited.
+      const elapsed = this.start(Float64Array.from(await this.withinRoom(cut)));
+      if (request.route.depth === 1) await this.rest(await elapsed);
     }
   }
 
   /**
-   * Takes the next chunk from what is pending: within the bounds that hold by now, and within the
-   * space to keep free. Throws KEEP_FREE if that is nothing.
+   * As much of a chunk as may be allocated; the rest is pending again. Throws KEEP_FREE if nothing
+   * may.
    */
-  private async nextChunk(): Promise<number[]> {
+  private async withinRoom(chunk: number[]): Promise<number[]> {
     const { image, granularity } = this.request.context;
-    const { speed, iops } = this.control.limits();
-    const wanted = Math.min(this.size.bounds(speed, iops).bytes, this.pendingBytes);
+    const wanted = bytesOf(chunk);
     let room = await this.control.room(wanted + this.bytesInFlight);
     // Chunks in flight may have got some of their blocks already: only at rest the count is exact.
     while (this.inFlight.size > 0 && room.bytes - this.bytesInFlight < wanted) {
@@ -144,9 +146,11 @@ class Chunks {
       room = await this.control.room(wanted + this.bytesInFlight);
     }
     const left = room.bytes - this.bytesInFlight;
-    if (left >= wanted) return this.takePending(wanted);
+    if (left >= wanted) return chunk;
     const most = roundDown(left, granularity);
     if (most <= 0) throw errors.keepFree(image.path, room.keepFree, room.available);
+    this.pending = [...chunk, ...this.pending];
+    this.pendingBytes += wanted;
     return this.takePending(most);
   }
 
@@ -209,7 +213,7 @@ class Chunks {
   }
 
   private async rest(elapsed: number): Promise<void> {
-    if (this.control.live) await systemClock.sleep(elapsed, this.control.signal);
+    if (await this.control.live()) await systemClock.sleep(elapsed, this.control.signal);
   }
 
   async settle(): Promise<void> {

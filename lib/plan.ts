@@ -3,7 +3,7 @@
  * can be tested, printed, and computed in passing while pages stream by.
  */
 import { errors, usageError } from './errors.js';
-import { HOLE, meetsLevel, SHARED, UNKNOWN, whyMissing, type ExtentPage } from './extent.js';
+import { meetsLevel, SHARED, UNKNOWN, UNWRITTEN, whyMissing, type ExtentPage } from './extent.js';
 import { RangeList } from './range-list.js';
 import type { ByteRange, MissingRange, PlanStep, Preallocation, RouteName } from './types.js';
 
@@ -29,7 +29,7 @@ export interface PlanRequest {
 export interface Survey {
   met: number;
   missing: number;
-  /** Missing bytes that need new host blocks (holes, shared and unknown extents). */
+  /** Missing bytes that will take new host blocks: all with a route but unwritten extents. */
   needed: number;
   /** Number of missing extents, before any merging. */
   pieces: number;
@@ -140,10 +140,11 @@ export class Planner {
       return;
     }
     this.pieces++;
-    if (state === HOLE || state === SHARED || state === UNKNOWN) this.needed += length;
     listOf(this.byReason, whyMissing(state, flags)).add(offset, length);
     const route = routeFor(state, this.facts, this.request);
-    if (route) listOf(this.byRoute, route).add(offset, length);
+    if (!route) return;
+    listOf(this.byRoute, route).add(offset, length);
+    if (state !== UNWRITTEN) this.needed += length;
   }
 
   survey(): Survey {

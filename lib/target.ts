@@ -1,4 +1,5 @@
 /** What the user named. */
+import type { Stats } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { Descriptor, READ_ONLY } from './descriptor.js';
 import { errors, isRawSystemError, systemError } from './errors.js';
@@ -8,21 +9,24 @@ export interface Target {
   descriptor: Descriptor;
 }
 
-/** Opens a file or block device for reading. Throws the errno's name, EISDIR, or UNSUPPORTED. */
+/** Opens a file or block device for reading. Throws the errno's name, EISDIR, or UNSUPPORTED, CHANGED. */
 export async function openTarget(name: string): Promise<Target> {
   if (/^(nbd|nbds|nbd\+unix|nbds\+unix):/.test(name)) {
     throw errors.unsupportedTarget(name, 'an NBD server');
   }
-  const kind = await kindOf(name);
-  const descriptor = await Descriptor.open(name, READ_ONLY);
-  return { kind, descriptor };
+  const facts = await lookAt(name);
+  const kind = kindOf(facts, name);
+  return { kind, descriptor: await Descriptor.openSame(name, READ_ONLY, facts) };
 }
 
 /** Looked at before it is opened: to open a tape or a terminal has effects of its own. */
-async function kindOf(path: string): Promise<'file' | 'block'> {
-  const facts = await stat(path).catch((error: unknown) => {
+async function lookAt(path: string): Promise<Stats> {
+  return stat(path).catch((error: unknown) => {
     throw isRawSystemError(error) ? systemError(error, path) : error;
   });
+}
+
+function kindOf(facts: Stats, path: string): 'file' | 'block' {
   if (facts.isFile()) return 'file';
   if (facts.isBlockDevice()) return 'block';
   if (facts.isDirectory()) throw errors.notAnImage(path, 'directory');

@@ -1,52 +1,82 @@
 /** Who else has a file or a device open. */
-import { readdir, readFile, readlink, stat } from 'node:fs/promises';
 import type { Stats } from 'node:fs';
+import { readdir, readFile, readlink, stat } from 'node:fs/promises';
+import { Descriptor, READ_ONLY } from './descriptor.js';
+import { native } from './native.js';
 
 export interface Users {
-  /** Processes and kernel drivers that have it open, for people. */
+  /** Processes and loop devices that have it open, for people. */
   by: string[];
-  /** Whether some processes' descriptors could not be seen. */
+  /** Whether some processes, or their descriptors, could not be seen. */
   blind: boolean;
 }
 
 type Numbers = ReadonlySet<number>;
 const NONE: Numbers = new Set();
 
-/** Which open files count. */
-type Matches = (facts: Stats) => boolean;
+interface Search {
+  /** Whether an open file is the one looked for. */
+  matches(facts: Stats): boolean;
+  /** Whether a loop device's backing, by its device and inode or its device number, is. */
+  backs(loop: { device: number; inode: number; blockDevice: number }): boolean;
+  writersOnly: boolean;
+  /** Descriptors of this process that don't count; undefined: none of them does. */
+  own?: Numbers;
+  exceptLoop?: string | undefined;
+}
 
-/** Who has this file open (same device and inode), this process left out. */
-export async function usersOfFile(path: string): Promise<Users> {
-  const own = await stat(path);
-  const matches: Matches = (facts) => facts.dev === own.dev && facts.ino === own.ino;
-  return collect(matches, async () => loopsOver((facts) => matches(facts)));
+/** The initial namespace of process ids has this inode (linux/proc_ns.h, PROC_PID_INIT_INO). */
+const INITIAL_PID_NAMESPACE = 0xeffffffc;
+
+export interface SearchOptions {
+  /** Whether those who only read are left out. */
+  writersOnly?: boolean;
+  /** A loop device that doesn't count, as sysfs names it. */
+  exceptLoop?: string | undefined;
+}
+
+/** Who has a file open, this process left out. */
+export function usersOfFile(
+  { dev, ino }: Pick<Stats, 'dev' | 'ino'>,
+  { writersOnly = false, exceptLoop }: SearchOptions = {},
+): Promise<Users> {
+  return collect({
+    matches: (other) => other.dev === dev && other.ino === ino,
+    backs: (loop) => loop.device === dev && loop.inode === ino,
+    writersOnly,
+    exceptLoop,
+  });
 }
 
 /**
- * Who has this block device open, one of its partitions, or the disk that it is a partition of;
- * `ownDescriptors` are this process's, and don't count.
+ * Who has a block device open, one of its partitions, or the disk that it is a partition of; `own`
+ * are descriptors of this process that don't count.
  */
 export async function usersOfDevice(
-  path: string,
-  ownDescriptors: Numbers,
+  rdev: number,
+  own: Numbers,
+  { writersOnly = false, exceptLoop }: SearchOptions = {},
 ): Promise<Users> {
-  const own = await stat(path);
-  const numbers = new Set(await relatedDevices(own.rdev));
-  const matches: Matches = (facts) => facts.isBlockDevice() && numbers.has(facts.rdev);
-  return collect(matches, async () => loopsOver(matches), ownDescriptors);
+  const numbers = new Set(await relatedDevices(rdev));
+  return collect({
+    matches: (other) => other.isBlockDevice() && numbers.has(other.rdev),
+    backs: (loop) => numbers.has(loop.blockDevice),
+    writersOnly,
+    own,
+    exceptLoop,
+  });
 }
 
-async function collect(
-  matches: Matches,
-  kernel: () => Promise<string[]>,
-  ownDescriptors?: Numbers,
-): Promise<Users> {
-  const users: Users = { by: await kernel(), blind: false };
+async function collect(search: Search): Promise<Users> {
+  const namespace = await stat('/proc/self/ns/pid').catch(() => null);
+  const users: Users = {
+    by: await loopsOver(search),
+    blind: namespace?.ino !== INITIAL_PID_NAMESPACE,
+  };
   for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
-    const ignored = Number(pid) === process.pid ? ownDescriptors : NONE;
-    // Without a list, nothing of this process counts.
+    const ignored = Number(pid) === process.pid ? search.own : NONE;
     if (ignored === undefined) continue;
-    const found = await usesIt(pid, matches, ignored);
+    const found = await usesIt(pid, search, ignored);
     if (found === null) users.blind = true;
     else if (found) users.by.push(`${await nameOf(pid)} (pid ${pid})`);
   }
@@ -54,22 +84,62 @@ async function collect(
 }
 
 /** null where the process may not be looked into. */
-async function usesIt(pid: string, matches: Matches, ignored: Numbers): Promise<boolean | null> {
-  let names: string[];
+async function usesIt(pid: string, search: Search, ignored: Numbers): Promise<boolean | null> {
   try {
-    names = await readdir(`/proc/${pid}/fd`);
+    const names = await readdir(`/proc/${pid}/fd`);
+    if (await hasOpen(`/proc/${pid}`, names, search, ignored)) return true;
+    // A process whose first thread has ended shows its descriptors only under the others.
+    if (names.length === 0 && (await threadsHaveOpen(pid, search, ignored))) return true;
   } catch (error) {
     return isDenied(error) ? null : false;
   }
+  return hasMapped(pid, search);
+}
+
+async function hasOpen(
+  folder: string,
+  names: string[],
+  search: Search,
+  ignored: Numbers,
+): Promise<boolean> {
   const open = await Promise.all(
     names
       .filter((name) => !ignored.has(Number(name)))
       .map(async (name) => {
-        const facts = await stat(`/proc/${pid}/fd/${name}`).catch(() => null);
-        return facts !== null && matches(facts);
+        const facts = await stat(`${folder}/fd/${name}`).catch(() => null);
+        if (facts === null || !search.matches(facts)) return false;
+        return !search.writersOnly || isWritable(`${folder}/fdinfo/${name}`);
       }),
   );
   return open.includes(true);
+}
+
+async function threadsHaveOpen(pid: string, search: Search, ignored: Numbers): Promise<boolean> {
+  for (const thread of await readdir(`/proc/${pid}/task`)) {
+    const folder = `/proc/${pid}/task/${thread}`;
+    const names = await readdir(`${folder}/fd`).catch(() => []);
+    if (await hasOpen(folder, names, search, ignored)) return true;
+  }
+  return false;
+}
+
+/** Access mode of a descriptor (proc(5), fdinfo: flags in octal); a cautious yes if it is gone. */
+async function isWritable(fdinfo: string): Promise<boolean> {
+  const text = await readFile(fdinfo, 'utf8').catch(() => '');
+  const flags = /^flags:\s*([0-7]+)/m.exec(text);
+  return flags === null || (parseInt(flags[1]!, 8) & 3) !== 0;
+}
+
+/** A shared, writable mapping outlives the descriptor that it was made from. */
+async function hasMapped(pid: string, search: Search): Promise<boolean> {
+  const maps = await readFile(`/proc/${pid}/maps`, 'utf8').catch(() => '');
+  for (const line of maps.split('\n')) {
+    const shared = /^(\S+) .w.s \S+ \S+ [1-9]/.exec(line);
+    if (!shared) continue;
+    const facts = await stat(`/proc/${pid}/map_files/${shared[1]}`).catch(() => null);
+    if (facts !== null && search.matches(facts)) return true;
+  }
+  return false;
 }
 
 function isDenied(error: unknown): boolean {
@@ -83,35 +153,51 @@ async function nameOf(pid: string): Promise<string> {
 }
 
 /** Loop devices hold their file open inside the kernel, where /proc/PID/fd does not show it. */
-async function loopsOver(matches: Matches): Promise<string[]> {
+async function loopsOver(search: Search): Promise<string[]> {
   const names = (await readdir('/sys/block').catch(() => [])).filter((n) => n.startsWith('loop'));
   const found = await Promise.all(
-    names.map(async (name) => {
-      const backing = await readFile(`/sys/block/${name}/loop/backing_file`, 'utf8').catch(
-        () => null,
-      );
-      if (backing === null) return null;
-      const facts = await stat(backing.trimEnd()).catch(() => null);
-      return facts !== null && matches(facts) ? `/dev/${name}` : null;
-    }),
+    names
+      .filter((name) => name !== search.exceptLoop)
+      .map(async (name) => ((await loopIsOver(name, search)) ? `/dev/${name}` : null)),
   );
   return found.filter((name) => name !== null);
+}
+
+async function loopIsOver(name: string, search: Search): Promise<boolean> {
+  const text = await readFile(`/sys/block/${name}/loop/backing_file`, 'utf8').catch(() => null);
+  if (text === null) return false;
+  const facts = await stat(text.replace(/\n$/, '')).catch(() => null);
+  if (facts) return search.matches(facts);
+  // Deleted, or out of sight: the device itself knows. Not asked first, since whoever watches it
+  // would have to look into every open.
+  await using device = await Descriptor.open(`/dev/${name}`, READ_ONLY).catch(() => null);
+  const loop = device && (await device.use((fd) => native().loopFacts(fd)));
+  return loop !== null && search.backs(loop);
 }
 
 /** The device's number, those of its partitions, and that of the disk that it is a part of. */
 async function relatedDevices(rdev: number): Promise<number[]> {
   const folder = `/sys/dev/block/${deviceName(rdev)}`;
-  const numbers = [rdev];
   const children = await readdir(folder).catch(() => []);
-  const parent = (await isPartition(folder)) ? [`${await realFolder(folder)}/..`] : [];
-  for (const place of [...children.map((child) => `${folder}/${child}`), ...parent]) {
-    const child = place.startsWith(`${folder}/`);
-    if (child && !(await isPartition(place))) continue;
-    const text = await readFile(`${place}/dev`, 'utf8').catch(() => null);
-    const match = text === null ? null : /^(\d+):(\d+)/.exec(text);
-    if (match) numbers.push(makeDevice(Number(match[1]), Number(match[2])));
-  }
-  return numbers;
+  const places = children.map((child) => `${folder}/${child}`);
+  const partitions = await Promise.all(
+    places.map(async (place) => ((await isPartition(place)) ? numberOf(place) : null)),
+  );
+  const disk = (await isPartition(folder)) ? await numberOf(`${await realFolder(folder)}/..`) : null;
+  return [rdev, disk, ...partitions].filter((number) => number !== null);
+}
+
+/** The number of the device that a folder of sysfs is about. */
+async function numberOf(folder: string): Promise<number | null> {
+  const text = await readFile(`${folder}/dev`, 'utf8').catch(() => '');
+  const match = /^(\d+):(\d+)/.exec(text);
+  return match ? makeDevice(Number(match[1]), Number(match[2])) : null;
+}
+
+/** Where sysfs tells of a device; of the whole disk where it is a partition. */
+export async function diskFolder(rdev: number): Promise<string> {
+  const folder = `/sys/dev/block/${deviceName(rdev)}`;
+  return (await isPartition(folder)) ? `${await realFolder(folder)}/..` : folder;
 }
 
 async function realFolder(folder: string): Promise<string> {

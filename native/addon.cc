@@ -13,6 +13,9 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   Napi::Function cancelFlag = CancelFlagObject::define(env);
   data->cancelFlagClass = Napi::Persistent(cancelFlag);
   exports.Set("CancelFlag", cancelFlag);
+  Napi::Function openGate = OpenGateObject::define(env);
+  data->openGateClass = Napi::Persistent(openGate);
+  exports.Set("OpenGate", openGate);
   exportExtents(env, exports);
   exportAllocate(env, exports);
   exportDevice(env, exports);

@@ -15,6 +15,8 @@ namespace {
 
 constexpr uint64_t kPiece = kZeroBufferSize;
 
+bool stopped(const Work& work) { return work.cancelled || work.disturbed; }
+
 Status checkSize(int fd, uint64_t expected, Range piece) {
   struct stat facts;
   if (fstat(fd, &facts) < 0) return Status::failed("fstat", piece.offset, piece.length);
@@ -54,7 +56,9 @@ Status writeZeroRuns(const ZeroWrite& options, int fd, Range piece, Work* work) 
   }
   work->skipped += piece.length - zero;
   for (const Range& run : runs) {
-    Status status = writeZeros(fd, run, work);
+    // A write behind a truncation would grow the file again.
+    Status status = checkSize(options.bufferedFd, options.expectedSize, run);
+    if (status.ok()) status = writeZeros(fd, run, work);
     if (!status.ok()) return status;
   }
   return {};
@@ -70,9 +74,12 @@ Status zeroWritePieces(const ZeroWrite& options, int fd, Range range, const Canc
     }
     const Range piece{*reached, std::min<uint64_t>(range.end() - *reached, kPiece)};
     const Work before = *work;
-    // A write behind a truncation would grow the file again.
-    Status status = checkSize(options.bufferedFd, options.expectedSize, piece);
-    if (status.ok()) status = writeZeroRuns(options, fd, piece, work);
+    const GatePass pass(options.gate);
+    if (!pass.granted()) {
+      work->disturbed = true;
+      return {};
+    }
+    Status status = writeZeroRuns(options, fd, piece, work);
     // Such a piece is done again in another way, and counted then.
     if (status.error == EINVAL) *work = before;
     if (!status.ok()) return status;
@@ -93,7 +100,7 @@ Status zeroWriteRange(const ZeroWrite& options, Range range, const CancelFlag& c
   Status status = zeroWritePieces(options, options.directFd, Range{range.offset, direct}, cancel,
                                   work, &reached);
   if (status.error == EINVAL) status = Status{};
-  if (!status.ok() || work->cancelled || reached == range.end()) return status;
+  if (!status.ok() || stopped(*work) || reached == range.end()) return status;
   *buffered = true;
   return zeroWritePieces(options, options.bufferedFd, Range{reached, range.end() - reached}, cancel,
                          work, &reached);
@@ -146,7 +153,7 @@ Status zeroWriteRanges(const ZeroWrite& options, const std::vector<Range>& range
   Status status;
   for (const Range& range : ranges) {
     status = zeroWriteRange(options, range, cancel, work, &buffered);
-    if (!status.ok() || work->cancelled) break;
+    if (!status.ok() || stopped(*work)) break;
   }
   if (!status.ok()) return status;
   if (buffered) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cancel.h"
+#include "gate.h"
 #include "status.h"
 
 namespace thicken {
@@ -23,6 +24,7 @@ struct ZeroWrite {
   uint64_t directMinimum = 0;    ///< shorter ranges are written through the page cache
   uint64_t granularity = 0;      ///< unit of the decision to write or to leave alone
   uint64_t expectedSize = 0;     ///< the file's size; a different one ends the call with ESTALE
+  OpenGate* gate = nullptr;      ///< passed for each piece; work ends where it is shut
   Range settle;                  ///< written by an earlier call: on the disk when this returns
 };
 

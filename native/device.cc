@@ -57,13 +57,18 @@ Status readDeviceFacts(int fd, DeviceFacts* facts) {
   return {};
 }
 
-Status allocateDeviceRanges(int fd, DeviceMode mode, uint64_t granularity,
+Status allocateDeviceRanges(int fd, DeviceMode mode, uint64_t granularity, OpenGate* gate,
                             const std::vector<Range>& ranges, const CancelFlag& cancel,
                             Work* work) {
   for (const Range& range : ranges) {
     for (uint64_t at = range.offset; at < range.end();) {
       if (cancel.isSet()) {
         work->cancelled = true;
+        return {};
+      }
+      const GatePass pass(gate);
+      if (!pass.granted()) {
+        work->disturbed = true;
         return {};
       }
       const Range part{at, std::min<uint64_t>(range.end() - at, kScratchSize)};
@@ -85,6 +90,7 @@ Status readLoopFacts(int fd, LoopFacts* facts) {
   facts->isLoop = true;
   facts->device = info.lo_device;
   facts->inode = info.lo_inode;
+  facts->blockDevice = info.lo_rdevice;
   facts->offset = info.lo_offset;
   facts->sizeLimit = info.lo_sizelimit;
   return {};

@@ -5,6 +5,7 @@
 #include <linux/btrfs_tree.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -36,6 +37,21 @@ void readDirectAlignment(int fd, FileFacts* facts) {
   if ((fieldAt(answer, kStatxMask) & kStatxDioAlign) == 0) return;
   facts->directMemory = fieldAt(answer, kStatxDioMemAlign);
   facts->directOffset = fieldAt(answer, kStatxDioOffsetAlign);
+}
+
+// A stacked file system (overlayfs, Linux 6.18) has no block size of its own, and FIGETBSZ is
+// EINVAL there; stat(2) tells that of the file below.
+Status readBlockSize(int fd, uint32_t* size) {
+  int block = 0;
+  if (ioctl(fd, FIGETBSZ, &block) == 0 && block > 0) {
+    *size = static_cast<uint32_t>(block);
+    return {};
+  }
+  struct stat facts {};
+  if (fstat(fd, &facts) < 0) return Status::failed("fstat");
+  if (facts.st_blksize <= 0) return Status{EINVAL, "ioctl(FIGETBSZ)"};
+  *size = static_cast<uint32_t>(facts.st_blksize);
+  return {};
 }
 
 struct QgroupUse {
@@ -99,9 +115,8 @@ void applyLimit(uint64_t limit, uint64_t used, QuotaFacts* facts) {
 }  // namespace
 
 Status readFileFacts(int fd, FileFacts* facts) {
-  int block = 0;
-  if (ioctl(fd, FIGETBSZ, &block) < 0) return Status::failed("ioctl(FIGETBSZ)");
-  facts->blockSize = static_cast<uint32_t>(block);
+  Status status = readBlockSize(fd, &facts->blockSize);
+  if (!status.ok()) return status;
   unsigned long flags = 0;
   facts->hasInodeFlags = ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0;
   facts->inodeFlags = static_cast<uint32_t>(flags);

@@ -7,7 +7,7 @@
 namespace thicken {
 
 struct FileFacts {
-  uint32_t blockSize = 0;      ///< bytes (FIGETBSZ): the unit of allocation
+  uint32_t blockSize = 0;      ///< bytes (FIGETBSZ, or st_blksize): the unit of allocation
   bool hasInodeFlags = false;  ///< whether the file system has FS_IOC_GETFLAGS
   uint32_t inodeFlags = 0;     ///< FS_*_FL (linux/fs.h)
   uint32_t directMemory = 0;   ///< bytes (statx(2), STATX_DIOALIGN, Linux 6.1); 0: unknown

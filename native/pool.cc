@@ -1,31 +1,14 @@
 #include "pool.h"
 
-#include <pthread.h>
-
-#include <csignal>
 #include <system_error>
+
+#include "signals.h"
 
 namespace thicken {
 namespace {
 
 // Two to four large writes in flight saturate a disk (measured); more would only queue there.
 constexpr size_t kThreads = 4;
-
-// A signal to the process must not be delivered here, where it would cut system calls short.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-};
 
 }  // namespace
 

@@ -34,6 +34,7 @@ struct Work {
   uint64_t skipped = 0;    ///< bytes left alone because they hold data by now
   uint64_t requests = 0;   ///< system calls that changed the file or device
   bool cancelled = false;
+  bool disturbed = false;  ///< ended early: somebody opened the image (OpenGate)
 };
 
 }  // namespace thicken

@@ -17,6 +17,7 @@ struct AddonData {
 
   Pool pool;
   Napi::FunctionReference cancelFlagClass;
+  Napi::FunctionReference openGateClass;
 };
 
 inline Napi::Error errorOf(Napi::Env env, const Status& status) {

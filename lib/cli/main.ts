@@ -2,7 +2,14 @@
 /** The command line; the only place that touches the exit status and signals. */
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError, Option } from 'commander';
-import { errors, toThickenError, usageError, type ThickenError } from '../errors.js';
+import {
+  errors,
+  isRawSystemError,
+  systemError,
+  toThickenError,
+  usageError,
+  type ThickenError,
+} from '../errors.js';
 import {
   addCommon,
   addLevel,
@@ -11,7 +18,14 @@ import {
   parseRate,
   ROUTE_NAMES,
 } from './options.js';
-import { exitStatus, print, printError, printJsonError } from './output.js';
+import {
+  exitStatus,
+  print,
+  printError,
+  printErrorLine,
+  printJsonError,
+  stopPrinting,
+} from './output.js';
 
 /** Runs a command; its value is the exit status. */
 type Action<Options> = (
@@ -98,15 +112,38 @@ function handleSignals(): void {
       cancelled.abort();
     });
   }
-  // A reader that has seen enough (thicken map … | head) is no error.
+}
+
+/** Whoever stops listening ends no work; but a map is nothing beside what it prints. */
+function handleLostOutput(command?: string): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(process.exitCode ?? 0);
-    throw error;
+    stopPrinting();
+    // A reader that has seen enough (thicken map … | head) is no error.
+    if (error.code !== 'EPIPE') failAtExit(error);
+    if (command === 'map') process.exit();
   });
+  // What can't be told there can't be told anywhere.
+  process.stderr.on('error', () => undefined);
+}
+
+let failing = false;
+
+function failAtExit(error: NodeJS.ErrnoException): void {
+  if (failing) return;
+  failing = true;
+  printError(isRawSystemError(error) ? systemError(error, 'stdout') : toThickenError(error));
+  process.once('exit', () => (process.exitCode ||= 1));
+}
+
+function printFailure(failure: ThickenError, args: string[]): void {
+  const lines = args.some((arg, i) => `${arg} ${args[i + 1]}` === '--progress json');
+  if (lines || args.includes('--progress=json')) printErrorLine(failure);
+  else printError(failure);
 }
 
 async function main(args: string[]): Promise<void> {
   handleSignals();
+  handleLostOutput(args[0]);
   try {
     const aborted = new Promise<never>((_, reject) => {
       cancelled.signal.addEventListener('abort', () => {
@@ -118,7 +155,7 @@ async function main(args: string[]): Promise<void> {
   } catch (error) {
     if (isPrinted(error)) return;
     const failure = translate(error);
-    printError(failure);
+    printFailure(failure, args);
     if (args.includes('--json')) await printJsonError(failure);
     process.exitCode = exitStatus(failure);
     if (failure.code === 'CANCELLED') await print('').then(() => process.exit());

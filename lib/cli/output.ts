@@ -3,9 +3,18 @@ import { once } from 'node:events';
 import { styleText } from 'node:util';
 import { errorJson, type ThickenError } from '../errors.js';
 
+let lost = false;
+
+/** From now on nothing is printed: stdout takes no more. */
+export function stopPrinting(): void {
+  lost = true;
+}
+
 /** Writes to stdout, and waits where the reader is slower. */
 export async function print(text: string): Promise<void> {
-  if (!process.stdout.write(text)) await once(process.stdout, 'drain');
+  if (lost || process.stdout.write(text)) return;
+  // An error of the stream ends the wait; what it means is for those who listen to it to say.
+  await once(process.stdout, 'drain').catch(() => undefined);
 }
 
 let documentBegun = false;
@@ -37,6 +46,11 @@ export function plain(text: string): string {
 
 export function printError(error: ThickenError): void {
   process.stderr.write(`thicken: ${error.code}: ${plain(error.message)}\n`);
+}
+
+/** The same as a line of JSON, among those of the progress. */
+export function printErrorLine(error: ThickenError): void {
+  process.stderr.write(`${JSON.stringify({ error: errorJson(error) })}\n`);
 }
 
 const USAGE_CODES = new Set(['USAGE', 'RANGE', 'FORMAT_REQUIRED']);

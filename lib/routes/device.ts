@@ -1,30 +1,30 @@
-import type { Descriptor } from '../descriptor.js';
-import { holdDevice } from '../exclusive.js';
-import { DEVICE_WRITE, DEVICE_ZERO_OUT, native, SYNC_FILE, type CancelFlag } from '../native.js';
+import { DeviceHold } from '../device-hold.js';
+import { DEVICE_WRITE, DEVICE_ZERO_OUT, native, type CancelFlag } from '../native.js';
 import type { Route, RouteContext, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;
 
-/** Reads a block device that nothing else uses, and backs what reads as zero. */
+/** Reads a block device that nobody else uses, and backs what reads as zero. */
 class DeviceSession implements RouteSession {
   constructor(
     private readonly context: RouteContext,
-    private readonly device: Descriptor,
+    private readonly hold: DeviceHold,
   ) {}
 
   run(ranges: Float64Array, cancel: CancelFlag) {
-    const mode = this.context.level === 'full' ? DEVICE_WRITE : DEVICE_ZERO_OUT;
-    return this.device.use((fd) =>
-      native().allocateDevice(fd, mode, this.context.granularity, ranges, cancel),
+    const { level, granularity } = this.context;
+    const mode = level === 'full' ? DEVICE_WRITE : DEVICE_ZERO_OUT;
+    return this.hold.run(ranges, (rest, fd, gate) =>
+      native().allocateDevice(fd, mode, granularity, gate, rest, cancel),
     );
   }
 
   sync() {
-    return this.device.use((fd) => native().syncFile(fd, SYNC_FILE));
+    return this.hold.sync();
   }
 
   async [Symbol.asyncDispose]() {
-    await this.device.close();
+    await this.hold[Symbol.asyncDispose]();
   }
 }
 
@@ -34,5 +34,5 @@ export const deviceRoute: Route = {
   most: { bytes: 8 * MIB, ranges: 1024 },
   depth: 3,
   open: async (context) =>
-    new DeviceSession(context, await holdDevice(context.image, context.exclusive)),
+    new DeviceSession(context, await DeviceHold.take(context.image, context.exclusive)),
 };

@@ -1,7 +1,6 @@
-import { DIRECT, READ_WRITE, type Descriptor } from '../descriptor.js';
-import { ThickenError } from '../errors.js';
-import { holdFile } from '../exclusive.js';
-import { native, SYNC_FILE, type CancelFlag } from '../native.js';
+import { errors } from '../errors.js';
+import { FileHold } from '../file-hold.js';
+import { native, type CancelFlag } from '../native.js';
 import type { ByteRange } from '../types.js';
 import type { Route, RouteContext, RouteSession } from './route.js';
 
@@ -23,86 +22,60 @@ const NOTHING: ByteRange = { offset: 0, length: 0 };
 /** There buffered zeros are faster than direct ones (btrfs), or direct I/O is none (tmpfs). */
 const BUFFERED_ONLY = new Set(['btrfs', 'tmpfs']);
 
-/** Writes zeros into what reads as zero, under QEMU's locks. */
+/** Writes zeros into what reads as zero, in a file that nobody else writes to. */
 class ZeroWriteSession implements RouteSession {
   /** Chunks that may not be on the disk yet. */
   private readonly written: ByteRange[] = [];
 
   private constructor(
     private readonly context: RouteContext,
-    private readonly lock: Descriptor,
-    private readonly buffered: Descriptor,
-    private readonly direct: Descriptor | null,
+    private readonly hold: FileHold,
   ) {}
 
   static async open(context: RouteContext): Promise<ZeroWriteSession> {
-    const lock = await holdFile(context.image, context.exclusive);
-    try {
-      const buffered = await context.image.reopen(READ_WRITE);
-      try {
-        return new ZeroWriteSession(context, lock, buffered, await openDirect(context));
-      } catch (error) {
-        await buffered.close();
-        throw error;
-      }
-    } catch (error) {
-      await lock.close();
-      throw error;
+    const { image, filesystem, exclusive } = context;
+    const type = filesystem?.type ?? '';
+    // A writer to the upper layer's file takes no lease or lock on this one.
+    if (type === 'overlayfs' && !exclusive) {
+      throw errors.cannotTellUsers(image.path, 'overlayfs hides who has the file open');
     }
+    const direct = !BUFFERED_ONLY.has(type);
+    return new ZeroWriteSession(context, await FileHold.take(image, { direct, trusted: exclusive }));
   }
 
   async run(ranges: Float64Array, cancel: CancelFlag) {
     const settle = this.written.length >= UNSETTLED_CHUNKS ? this.written.shift() : undefined;
-    const work = await this.buffered.use((bufferedFd) =>
-      this.useDirect((directFd) =>
-        native().zeroWrite(this.options(bufferedFd, directFd, settle), ranges, cancel),
-      ),
+    const work = await this.hold.run(ranges, (rest, writers) =>
+      native().zeroWrite({ ...writers, ...this.options(settle) }, rest, cancel),
     );
     this.written.push(spanOf(ranges));
     return work;
   }
 
-  private options(bufferedFd: number, directFd: number, settle: ByteRange = NOTHING) {
+  private options(settle: ByteRange = NOTHING) {
     const { granularity, size, filesystem } = this.context;
     return {
-      bufferedFd,
-      directFd,
       directAlignment: Math.max(granularity, filesystem?.directAlignment ?? 0),
       directMinimum: DIRECT_MINIMUM,
-      granularity,
+      granularity: Math.min(granularity, MIB),
       expectedSize: size,
       settleOffset: settle.offset,
       settleLength: settle.length,
     };
   }
 
-  private useDirect<T>(work: (fd: number) => Promise<T>): Promise<T> {
-    return this.direct ? this.direct.use(work) : work(-1);
-  }
-
   sync() {
-    return this.buffered.use((fd) => native().syncFile(fd, SYNC_FILE));
+    return this.hold.sync();
   }
 
   async [Symbol.asyncDispose]() {
-    await Promise.all([this.buffered.close(), this.direct?.close()]);
-    await this.lock.close();
+    await this.hold[Symbol.asyncDispose]();
   }
 }
 
 function spanOf(ranges: Float64Array): ByteRange {
   const offset = ranges[0]!;
   return { offset, length: ranges[ranges.length - 2]! + ranges[ranges.length - 1]! - offset };
-}
-
-async function openDirect({ image, filesystem }: RouteContext): Promise<Descriptor | null> {
-  if (filesystem && BUFFERED_ONLY.has(filesystem.type)) return null;
-  try {
-    return await image.reopen(READ_WRITE | DIRECT);
-  } catch (error) {
-    if (error instanceof ThickenError && error.code === 'EINVAL') return null;
-    throw error;
-  }
 }
 
 export const zeroWriteRoute: Route = {

@@ -41,12 +41,17 @@ ZeroWrite zeroWriteArg(const Napi::CallbackInfo& info, size_t index) {
   return options;
 }
 
+std::shared_ptr<OpenGate> gateOf(const Napi::CallbackInfo& info, size_t index) {
+  return gateArg(static_cast<Napi::Value>(info[index].As<Napi::Object>().Get("gate")));
+}
+
 // (options, ranges, cancel?) → work
 Napi::Value jsZeroWrite(const Napi::CallbackInfo& info) {
   return queue<Work>(
       info.Env(), cancelArg(info, 2),
-      [options = zeroWriteArg(info, 0), ranges = rangesArg(info, 1)](Work* work,
-                                                                     const CancelFlag& cancel) {
+      [options = zeroWriteArg(info, 0), gate = gateOf(info, 0), ranges = rangesArg(info, 1)](
+          Work* work, const CancelFlag& cancel) mutable {
+        options.gate = gate.get();
         return zeroWriteRanges(options, ranges, cancel, work);
       },
       workValue);

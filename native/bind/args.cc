@@ -71,11 +71,50 @@ Napi::Value workValue(Napi::Env env, const Work& work) {
   value.Set("skipped", static_cast<double>(work.skipped));
   value.Set("requests", static_cast<double>(work.requests));
   value.Set("cancelled", work.cancelled);
+  value.Set("disturbed", work.disturbed);
   return value;
 }
 
 Napi::Function CancelFlagObject::define(Napi::Env env) {
   return DefineClass(env, "CancelFlag", {InstanceMethod<&CancelFlagObject::cancel>("cancel")});
+}
+
+std::shared_ptr<OpenGate> gateArg(Napi::Value value) {
+  auto& gateClass = value.Env().GetInstanceData<AddonData>()->openGateClass;
+  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(gateClass.Value()))
+    throw Napi::TypeError::New(value.Env(), "expected an OpenGate");
+  std::shared_ptr<OpenGate> gate = OpenGateObject::Unwrap(value.As<Napi::Object>())->gate();
+  if (!gate) throw Napi::TypeError::New(value.Env(), "the gate is closed");
+  return gate;
+}
+
+Napi::Function OpenGateObject::define(Napi::Env env) {
+  return DefineClass(env, "OpenGate",
+                     {InstanceMethod<&OpenGateObject::watch>("watch"),
+                      InstanceMethod<&OpenGateObject::reset>("reset"),
+                      InstanceMethod<&OpenGateObject::settle>("settle"),
+                      InstanceMethod<&OpenGateObject::disturbed>("disturbed"),
+                      InstanceMethod<&OpenGateObject::close>("close")});
+}
+
+OpenGate& OpenGateObject::open(const Napi::CallbackInfo& info) {
+  if (!gate_) throw Napi::TypeError::New(info.Env(), "the gate is closed");
+  return *gate_;
+}
+
+void OpenGateObject::watch(const Napi::CallbackInfo& info) {
+  const Status status = open(info).watch(descriptorArg(info, 0));
+  if (!status.ok()) throw errorOf(info.Env(), status);
+}
+
+void OpenGateObject::reset(const Napi::CallbackInfo& info) { open(info).reset(); }
+
+Napi::Value OpenGateObject::settle(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), open(info).settle(bytesOf(info[0])));
+}
+
+Napi::Value OpenGateObject::disturbed(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), open(info).disturbed());
 }
 
 }  // namespace thicken

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cancel.h"
+#include "../gate.h"
 #include "../status.h"
 
 namespace thicken {
@@ -41,6 +42,30 @@ class CancelFlagObject : public Napi::ObjectWrap<CancelFlagObject> {
   void cancel(const Napi::CallbackInfo&) { flag_->set(); }
 
   std::shared_ptr<CancelFlag> flag_ = std::make_shared<CancelFlag>();
+};
+
+/// A gate of JavaScript's.
+std::shared_ptr<OpenGate> gateArg(Napi::Value value);
+
+/// The JavaScript class of gates: `new OpenGate()`, `watch(fd)`, `reset()`, `settle(own)`,
+/// `disturbed()`, `close()`. None of them waits.
+class OpenGateObject : public Napi::ObjectWrap<OpenGateObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  explicit OpenGateObject(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<OpenGateObject>(info), gate_(std::make_shared<OpenGate>()) {}
+
+  std::shared_ptr<OpenGate> gate() const { return gate_; }
+
+ private:
+  OpenGate& open(const Napi::CallbackInfo& info);
+  void watch(const Napi::CallbackInfo& info);
+  void reset(const Napi::CallbackInfo& info);
+  Napi::Value settle(const Napi::CallbackInfo& info);
+  Napi::Value disturbed(const Napi::CallbackInfo& info);
+  void close(const Napi::CallbackInfo&) { gate_.reset(); }
+
+  std::shared_ptr<OpenGate> gate_;
 };
 
 void exportExtents(Napi::Env env, Napi::Object exports);

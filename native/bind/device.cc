@@ -34,13 +34,14 @@ Napi::Value jsLoopFacts(const Napi::CallbackInfo& info) {
         Napi::Object value = Napi::Object::New(env);
         value.Set("device", static_cast<double>(facts.device));
         value.Set("inode", static_cast<double>(facts.inode));
+        value.Set("blockDevice", static_cast<double>(facts.blockDevice));
         value.Set("offset", static_cast<double>(facts.offset));
         value.Set("sizeLimit", static_cast<double>(facts.sizeLimit));
         return value;
       });
 }
 
-// (fd, mode, granularity, ranges, cancel?) → work
+// (fd, mode, granularity, gate, ranges, cancel?) → work
 Napi::Value jsAllocateDevice(const Napi::CallbackInfo& info) {
   const int fd = descriptorArg(info, 0);
   const auto mode = static_cast<DeviceMode>(codeArg(info, 1, 2));
@@ -48,9 +49,10 @@ Napi::Value jsAllocateDevice(const Napi::CallbackInfo& info) {
   if (granularity == 0 || granularity > kScratchSize)
     throw Napi::RangeError::New(info.Env(), "granularity must be 1 byte to 1 MiB");
   return queue<Work>(
-      info.Env(), cancelArg(info, 4),
-      [fd, mode, granularity, ranges = rangesArg(info, 3)](Work* work, const CancelFlag& cancel) {
-        return allocateDeviceRanges(fd, mode, granularity, ranges, cancel, work);
+      info.Env(), cancelArg(info, 5),
+      [fd, mode, granularity, gate = gateArg(info[3]), ranges = rangesArg(info, 4)](
+          Work* work, const CancelFlag& cancel) {
+        return allocateDeviceRanges(fd, mode, granularity, gate.get(), ranges, cancel, work);
       },
       workValue);
 }

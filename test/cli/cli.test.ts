@@ -337,6 +337,21 @@ describe('an error', () => {
     expect(linesOf(outcome.stderr)).toHaveLength(1);
   });
 
+  test.each([
+    ['--frobnicate', '--progress', 'json'],
+    ['--progress', 'json', '--offset', '1X'],
+    ['--speed', '0', '--progress=json'],
+    ['--progress', 'json', '--json', '--length', '-1'],
+  ])('of usage is a line of JSON on stderr with --progress json (%s %s %s)', async (...options) => {
+    const outcome = await cli(['allocate', ...options, there()]);
+    const [line = '', ...more] = linesOf(outcome.stderr);
+    const document = JSON.parse(line) as Failure;
+    expect(document).toEqual({ error: expect.objectContaining({ code: 'USAGE', message: expect.any(String) }) });
+    expect([outcome.status, more]).toEqual([2, []]);
+    if (options.includes('--json')) expect(documentOf(outcome)).toEqual(document);
+    else expect(outcome.stdout).toBe('');
+  });
+
   test('without any command is USAGE', async () => {
     const outcome = await cli([]);
     expect(outcome.status).toBe(2);
@@ -503,6 +518,62 @@ describe.runIf(requires({ tools: ['script', 'stty'] }))('on a terminal', () => {
     const text = await onTerminal(120, args);
     expect(text).toMatch(/\d+%.*MiB.*\/s/);
     expect(text.split('\n').filter(Boolean)).toHaveLength(1);
+  });
+});
+
+describe('output that nobody reads', () => {
+  /** The status of thicken with its output redirected by a shell. */
+  async function statusWith(redirection: string, args: string[]): Promise<number> {
+    const script = `set -o pipefail; "$0" "$@" ${redirection}; echo "status $?" >&2`;
+    const outcome = await run('bash', ['-c', script, process.execPath, cliMain, ...args], { timeout: 30_000 });
+    return Number(/status (\d+)\n$/.exec(outcome.stderr)?.[1]);
+  }
+  const allocated = (path: string) => statSync(path).blocks * 512 === statSync(path).size;
+
+  test.each(['| true', '2>&1 | true', '2> >(true) | true'])('ends no work of allocate (%s)', async (redirection) => {
+    for (const options of [[], ['--json'], ['--progress', 'json']]) {
+      const paths = [sparse(MIB), sparse(MIB), sparse(MIB)];
+      expect(await statusWith(redirection, ['allocate', ...options, ...paths])).toBe(0);
+      expect(paths.map(allocated)).toEqual([true, true, true]);
+    }
+  });
+
+  test('on stderr alone ends no work of allocate', async () => {
+    const paths = [sparse(4 * MIB), sparse(MIB)];
+    const args = ['--preallocation', 'full', '--speed', '16M', '--progress', 'json'];
+    expect(await statusWith('2> >(true)', ['allocate', ...args, ...paths])).toBe(0);
+    expect(paths.map(allocated)).toEqual([true, true]);
+  });
+
+  test('leaves allocate the status that its work deserves', async () => {
+    const paths = [sparse(MIB), '/nonexistent/disk', sparse(MIB)];
+    for (const options of [[], ['--json']]) {
+      expect(await statusWith('2>/dev/null | true', ['allocate', ...options, ...paths])).toBe(1);
+    }
+    expect([allocated(paths[0]!), allocated(paths[2]!)]).toEqual([true, true]);
+  });
+
+  test.each(['', '--json'])('leaves verify its verdict %s', async (option) => {
+    const options = option === '' ? [] : [option];
+    const path = sparse(MIB);
+    expect(await statusWith('| true', ['verify', ...options, path])).toBe(3);
+    await cli(['allocate', path]);
+    expect(await statusWith('| true', ['verify', ...options, path])).toBe(0);
+    expect(await statusWith('| true', ['verify', ...options, '/nonexistent/disk'])).toBe(1);
+  });
+
+  test.each(['info', 'map', 'map --json', 'map --output svg'])('ends %s quietly', async (command) => {
+    expect(await statusWith('| true', [...command.split(' '), fragmented(2000)])).toBe(0);
+  });
+
+  test('is an error where the disk under it is full, yet ends no work of allocate', async () => {
+    const paths = [sparse(MIB), sparse(MIB)];
+    for (const command of [['allocate', ...paths], ['map', paths[0]!], ['info', paths[0]!]]) {
+      const outcome = await run('bash', ['-c', '"$0" "$@" > /dev/full', process.execPath, cliMain, ...command]);
+      expect(outcome.status).toBe(1);
+      expect(linesOf(outcome.stderr)).toEqual([expect.stringMatching(/^thicken: ENOSPC: .*stdout/)]);
+    }
+    expect(paths.map(allocated)).toEqual([true, true]);
   });
 });
 

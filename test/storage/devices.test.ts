@@ -1,9 +1,9 @@
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, openSync, rmSync, writeFileSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { open as openFile, stat } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
-import type { AllocationResult, Verdict } from '../../lib/types.js';
+import type { AllocationResult, ImageInfo, MapEntry, Verdict } from '../../lib/types.js';
 import { hold } from '../support/cleanup.js';
 import { mountFilesystem } from '../support/filesystems.js';
 import { filefrag, hostBytes } from '../support/judges.js';
@@ -128,6 +128,50 @@ describe.runIf(runnable)('a loop device over a sparse file', () => {
     expect(await missing(file, 'full')).toEqual([]);
   });
 
+  describe.each([
+    { offset: 512, sectorSize: 4096, size: 8 * MiB },
+    { offset: 100, sectorSize: 512, size: 8 * MiB },
+    { offset: 0, sectorSize: 4096, size: MiB + KiB },
+    { offset: 3 * KiB, sectorSize: 4096, size: 8 * MiB + 5 * 512 },
+  ] as const)('$offset bytes into a file of $size, in sectors of $sectorSize', (layout) => {
+    const { offset, sectorSize, size } = layout;
+    const whole = Math.floor((size - offset) / sectorSize) * sectorSize;
+
+    it.each(['falloc', 'full'] as const)('has its blocks allocated, and its data kept (%s)', async (level) => {
+      const file = makeSparse(scratchPath('shifted.raw'), size);
+      const written = randomBytes(20 * KiB);
+      await patch(file, 64 * KiB, written);
+      await mustRun('fallocate', ['-n', '-o', String(256 * KiB), '-l', String(20 * KiB), file]);
+      const content = await sha256(file);
+      await using loop = await attachLoop({ file, sectorSize, offset });
+      const result = await allocate(loop.device, '--preallocation', level);
+      expect(result).toMatchObject({ effective: { offset: 0, length: whole }, after: { allocated: whole }, verified: true });
+      expect(await sha256(file)).toBe(content);
+      expect(await missing(file, level, { offset, length: whole })).toEqual([]);
+      expect(await allocate(loop.device, '--preallocation', level)).toMatchObject({ plan: [], allocated: 0 });
+      expect((await cliJson(['verify', loop.device, '--preallocation', level])).status).toBe(0);
+    });
+
+    it('has a map that knows whole blocks only', async () => {
+      const file = makeSparse(scratchPath('shifted.raw'), size);
+      await patch(file, 64 * KiB, randomBytes(20 * KiB));
+      await using loop = await attachLoop({ file, sectorSize, offset });
+      const entries = (await cliJson<MapEntry[]>(['map', loop.device])).document;
+      expect(entries.map(({ host }) => host)).toEqual(['hole', 'written', 'hole']);
+      for (const { start } of entries) expect(start % 4096).toBe(0);
+      const part = (await cliJson<MapEntry[]>(['map', loop.device, '--offset', '61000', '--length', '10'])).document;
+      expect(part).toMatchObject([{ start: 61_000, length: 10, host: 'hole' }]);
+    });
+  });
+
+  it('whose end is no whole sector says so', async () => {
+    const file = makeSparse(scratchPath('end.raw'), MiB + KiB);
+    await using loop = await attachLoop({ file, sectorSize: 4096 });
+    const info = await cliJson<ImageInfo>(['info', loop.device]);
+    expect(info.document).toMatchObject({ virtualSize: MiB, missing: MiB });
+    expect(info.document.warnings.join('\n')).toMatch(/last 1024 bytes/);
+  });
+
   it('has a partition of its own allocated, and nothing beside it', async () => {
     await using disk = await partitionedDisk();
     const [first] = disk.partitions;
@@ -206,6 +250,13 @@ describe.runIf(runnable)('a loop device over a sparse file', () => {
     expect(await missing(file, level)).toEqual([]);
   });
 });
+
+async function patch(path: string, position: number, bytes: Buffer): Promise<void> {
+  const handle = await openFile(path, 'r+');
+  await handle.write(bytes, 0, bytes.length, position);
+  await handle.sync();
+  await handle.close();
+}
 
 async function partitionedDisk(): Promise<Loop> {
   const file = makeSparse(scratchPath('partitioned.raw'), 32 * MiB);

@@ -35,12 +35,13 @@ const mkfs: Record<Exclude<FilesystemType, 'tmpfs'>, [string, ...string[]]> = {
   'ext3-format': ['mkfs.ext4', '-q', '-F', '-O', '^extent,^64bit,^metadata_csum,^flex_bg,^huge_file'],
 };
 
-const kernelNames: Record<FilesystemType, string> = {
+const kernelNames: Record<FilesystemType | 'overlay', string> = {
   ext4: 'ext4',
   xfs: 'xfs',
   btrfs: 'btrfs',
   'ext3-format': 'ext4',
   tmpfs: 'tmpfs',
+  overlay: 'overlay',
 };
 
 export async function mountFilesystem(options: FilesystemOptions): Promise<Filesystem> {
@@ -68,12 +69,31 @@ async function mountTmpfs(options: FilesystemOptions): Promise<Filesystem> {
   return filesystem('tmpfs', await mount('tmpfs', 'tmpfs', mountOptions), null);
 }
 
+export interface Overlay extends AsyncDisposable {
+  path: string;
+  /** The folder below that is never written. */
+  lower: string;
+}
+
+/** An overlay whose layers are folders of another file system. */
+export async function mountOverlay({ path: base }: Filesystem): Promise<Overlay> {
+  const [lower, upper, work] = ['lower', 'upper', 'work'].map((name) => `${base}/${name}`);
+  for (const folder of [lower!, upper!, work!]) mkdirSync(folder);
+  const layers = [`lowerdir=${lower}`, `upperdir=${upper}`, `workdir=${work}`];
+  const { path, unmount } = await mount('overlay', 'overlay', layers);
+  return { path, lower: lower!, [Symbol.asyncDispose]: unmount };
+}
+
 interface Mount {
   path: string;
   unmount(): Promise<void>;
 }
 
-async function mount(type: FilesystemType, source: string, options: string[] = []): Promise<Mount> {
+async function mount(
+  type: FilesystemType | 'overlay',
+  source: string,
+  options: string[] = [],
+): Promise<Mount> {
   const path = scratchPath(`${type}.mnt`);
   mkdirSync(path);
   const flags = options.length > 0 ? ['-o', options.join(',')] : [];

@@ -12,6 +12,8 @@ export interface LoopOptions {
   /** Looks for a partition table; see writePartitionTable. */
   partitioned?: boolean;
   readOnly?: boolean;
+  /** Bytes into the file where the device starts. */
+  offset?: number;
 }
 
 export interface Loop extends AsyncDisposable {
@@ -43,6 +45,7 @@ async function attach(file: string, options: LoopOptions): Promise<string> {
   const args = ['--find', '--show', '--sector-size', String(options.sectorSize ?? 512)];
   if (options.partitioned) args.push('--partscan');
   if (options.readOnly) args.push('--read-only');
+  if (options.offset) args.push('--offset', String(options.offset));
   // Another process can take the free device between losetup's finding it and its taking it.
   const outcome = await waitFor(`a loop device for ${file}`, async () => {
     const attempt = await run('losetup', [...args, file]);

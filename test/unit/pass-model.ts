@@ -94,12 +94,12 @@ export class PassModel {
     this.inFlight--;
     if (index === this.options.failing) this.fail(ranges);
     if (!early) this.giveAll(ranges);
-    return { allocated: bytesOf(ranges), skipped: 0, requests: ranges.length / 2, cancelled: false };
+    return { allocated: bytesOf(ranges), skipped: 0, requests: ranges.length / 2, cancelled: false, disturbed: false };
   }
 
   private fail(ranges: number[]): never {
     this.failed = true;
-    const partial = { allocated: Math.floor(bytesOf(ranges) / 2), skipped: 0, requests: 1, cancelled: false };
+    const partial = { allocated: Math.floor(bytesOf(ranges) / 2), skipped: 0, requests: 1, cancelled: false, disturbed: false };
     throw Object.assign(new Error('chunk failed'), { cause: { partial } });
   }
 
@@ -120,7 +120,7 @@ export class PassModel {
       limits: () => this.limits,
       unpaused: () => this.unpaused(),
       room: async () => ({ bytes: this.free - keepFree, available: this.free, keepFree }),
-      live: this.live,
+      live: () => Promise.resolve(this.live),
       completed: (work) => void this.works.push(work),
     };
   }

@@ -262,7 +262,9 @@ describe('a survey', () => {
         const sumOf = (wanted: (state: number) => boolean) => totalOf(given.pieces.filter(({ state }) => wanted(state)));
         expect(survey.met + survey.missing).toBe(totalOf(given.pieces));
         expect(survey.met).toBe(sumOf((state) => meetsLevel(state, given.level)));
-        expect(survey.needed).toBe(sumOf((state) => [HOLE, SHARED, UNKNOWN].includes(state)));
+        const request = requestOf(given.level, given.route);
+        const takesBlocks = (state: number) => state !== UNWRITTEN && routeFor(state, factsOf(given.storage), request) !== null;
+        expect(survey.needed).toBe(sumOf(takesBlocks));
         expect(survey.shared).toBe(sumOf((state) => state === SHARED));
         expect(survey.unknown).toBe(sumOf((state) => state === UNKNOWN));
       }),

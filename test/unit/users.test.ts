@@ -78,15 +78,15 @@ describe.runIf(requires({ root: true }))('usersOfFile', () => {
     writeFileSync(path, 'x');
     await mustRun('ln', [path, `${path}-link`]);
     const { child, name } = await holder(`${path}-link`);
-    expect(await usersOfFile(path)).toEqual({ by: [name], blind: false });
+    expect(await usersOfFile(statSync(path))).toEqual({ by: [name], blind: false });
     await child.dispose();
-    expect(await usersOfFile(path)).toEqual({ by: [], blind: false });
+    expect(await usersOfFile(statSync(path))).toEqual({ by: [], blind: false });
   });
 
   test('leaves this process out', async () => {
     const path = scratchPath();
     await using _ = await open(path, 'w');
-    expect((await usersOfFile(path)).by).toEqual([]);
+    expect((await usersOfFile(statSync(path))).by).toEqual([]);
   });
 
   test('does not name who has another file open', async () => {
@@ -94,7 +94,7 @@ describe.runIf(requires({ root: true }))('usersOfFile', () => {
     writeFileSync(path, 'x');
     writeFileSync(other, 'x');
     await holder(other);
-    expect((await usersOfFile(path)).by).toEqual([]);
+    expect((await usersOfFile(statSync(path))).by).toEqual([]);
   });
 });
 
@@ -109,26 +109,26 @@ describe.runIf(requires({ root: true, loop: true, tools: ['losetup'] }))('loop d
   test('are users of their files', async () => {
     const file = imageFile();
     await using loop = await attachLoop({ file });
-    expect((await usersOfFile(file)).by).toEqual([loop.device]);
+    expect((await usersOfFile(statSync(file))).by).toEqual([loop.device]);
     await loop.dispose();
-    expect((await usersOfFile(file)).by).toEqual([]);
+    expect((await usersOfFile(statSync(file))).by).toEqual([]);
   });
 
   test('have a user in whoever opened them, but for the descriptors that are said to be our own', async () => {
     await using loop = await attachLoop({ file: imageFile() });
-    expect((await usersOfDevice(loop.device, new Set())).by).toEqual([]);
+    expect((await usersOfDevice(statSync(loop.device).rdev, new Set())).by).toEqual([]);
     await using own = await open(loop.device, 'r');
-    expect((await usersOfDevice(loop.device, new Set([own.fd]))).by).toEqual([]);
-    expect((await usersOfDevice(loop.device, new Set())).by).toEqual([expect.stringContaining(`(pid ${process.pid})`)]);
+    expect((await usersOfDevice(statSync(loop.device).rdev, new Set([own.fd]))).by).toEqual([]);
+    expect((await usersOfDevice(statSync(loop.device).rdev, new Set())).by).toEqual([expect.stringContaining(`(pid ${process.pid})`)]);
     const { child, name } = await holder(loop.device);
-    expect((await usersOfDevice(loop.device, new Set([own.fd]))).by).toEqual([name]);
+    expect((await usersOfDevice(statSync(loop.device).rdev, new Set([own.fd]))).by).toEqual([name]);
     await child.dispose();
   });
 
   test('have users in those of the loop devices over them', async () => {
     await using below = await attachLoop({ file: imageFile() });
     await using above = await attachLoop({ file: below.device });
-    expect((await usersOfDevice(below.device, new Set())).by).toEqual([above.device]);
+    expect((await usersOfDevice(statSync(below.device).rdev, new Set())).by).toEqual([above.device]);
   });
 });
 
@@ -144,17 +144,17 @@ describe.runIf(requires({ root: true, loop: true, tools: ['losetup', 'partx'] })
     await using loop = await partitioned();
     const [first = '', second = ''] = loop.partitions;
     const { child, name } = await holder(first);
-    expect((await usersOfDevice(loop.device, new Set())).by).toEqual([name]);
-    expect((await usersOfDevice(first, new Set())).by).toEqual([name]);
-    expect((await usersOfDevice(second, new Set())).by).toEqual([]);
+    expect((await usersOfDevice(statSync(loop.device).rdev, new Set())).by).toEqual([name]);
+    expect((await usersOfDevice(statSync(first).rdev, new Set())).by).toEqual([name]);
+    expect((await usersOfDevice(statSync(second).rdev, new Set())).by).toEqual([]);
     await child.dispose();
-    expect((await usersOfDevice(loop.device, new Set())).by).toEqual([]);
+    expect((await usersOfDevice(statSync(loop.device).rdev, new Set())).by).toEqual([]);
   });
 
   test('are in use where their disk is', async () => {
     await using loop = await partitioned();
     const { child, name } = await holder(loop.device);
-    expect((await usersOfDevice(loop.partitions[0] ?? '', new Set())).by).toEqual([name]);
+    expect((await usersOfDevice(statSync(loop.partitions[0] ?? '').rdev, new Set())).by).toEqual([name]);
     await child.dispose();
   });
 });

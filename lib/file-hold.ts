@@ -1,0 +1,171 @@
+import { DIRECT, READ_ONLY, READ_WRITE, type Descriptor } from './descriptor.js';
+import { errors, ThickenError } from './errors.js';
+import { fileInUse, takeImageLocks, workUndisturbed } from './exclusive.js';
+import { native, SYNC_FILE, type OpenGate, type Work } from './native.js';
+import { systemClock } from './throttle.js';
+
+/** What a write is done with. */
+export interface Writers {
+  bufferedFd: number;
+  /** -1 where direct I/O does not work. */
+  directFd: number;
+  gate: OpenGate;
+}
+
+export interface HoldOptions {
+  /** Whether direct I/O is wanted. */
+  direct: boolean;
+  /** The caller's word that nobody else writes, where that can't be found out. */
+  trusted: boolean;
+}
+
+/** A QEMU that fails to get its locks has the file open for a moment. */
+const PATIENCE_MS = 800;
+const PROBE_MS = 25;
+const ATTEMPTS = 50;
+const NEVER = new AbortController().signal;
+
+/**
+ * A file that nobody else writes to, proven, for as long as this is held:
+ * 1. a read lease would be refused if anybody had it open for writing (a loop device, for instance,
+ *    that heeds no lock); 2. QEMU's locks; 3. a gate that stops the work as soon as somebody opens
+ *    the file, and then all that again.
+ * The lease does not see past writing descriptors of our own, so these are opened after it, and
+ * closed before the next one; opens are counted, so that none slips in between.
+ */
+export class FileHold implements AsyncDisposable {
+  private buffered: Descriptor | undefined;
+  private direct: Descriptor | undefined;
+  private directWorks: boolean;
+  private proof: Promise<void> = Promise.resolve();
+  private renewing = false;
+
+  private constructor(
+    private readonly image: Descriptor,
+    private readonly lock: Descriptor,
+    private readonly gate: OpenGate,
+    private readonly options: HoldOptions,
+  ) {
+    this.directWorks = options.direct;
+  }
+
+  /** Throws IN_USE, EACCES, EPERM or EROFS. */
+  static async take(image: Descriptor, options: HoldOptions): Promise<FileHold> {
+    await image.checkWritable();
+    const lock = await image.reopen(READ_ONLY);
+    const hold = new FileHold(image, lock, new (native().OpenGate)(), options);
+    try {
+      await hold.refuseWriters(0);
+      if ((await takeImageLocks(lock)).length > 0) throw await fileInUse(lock);
+      await hold.watch();
+      await hold.prove(0);
+      return hold;
+    } catch (error) {
+      await hold[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** Work with the writing descriptors, redone in part where somebody opened the file meanwhile. */
+  run(
+    ranges: Float64Array,
+    work: (ranges: Float64Array, writers: Writers) => Promise<Work>,
+  ): Promise<Work> {
+    return workUndisturbed(
+      ranges,
+      async (rest) => {
+        await this.proof;
+        return this.useWriters((writers) => work(rest, writers));
+      },
+      () => this.renew(),
+    );
+  }
+
+  async sync(): Promise<void> {
+    await this.proof;
+    await this.buffered!.use((fd) => native().syncFile(fd, SYNC_FILE));
+  }
+
+  private useWriters(work: (writers: Writers) => Promise<Work>): Promise<Work> {
+    const { gate } = this;
+    return this.buffered!.use((bufferedFd) => {
+      if (!this.direct) return work({ bufferedFd, directFd: -1, gate });
+      return this.direct.use((directFd) => work({ bufferedFd, directFd, gate }));
+    });
+  }
+
+  private async watch(): Promise<void> {
+    try {
+      await this.lock.useNow((fd) => this.gate.watch(fd));
+    } catch (error) {
+      if (!this.options.trusted) throw this.cannotTell(error);
+    }
+  }
+
+  /** One renewal serves all the work that was stopped. */
+  private renew(): Promise<void> {
+    if (!this.renewing) {
+      this.renewing = true;
+      this.proof = this.prove(PATIENCE_MS).finally(() => (this.renewing = false));
+      this.proof.catch(() => undefined);
+    }
+    return this.proof;
+  }
+
+  private async prove(patience: number): Promise<void> {
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      await this.closeWriters();
+      this.gate.reset();
+      await this.refuseWriters(patience);
+      if (this.gate.settle(await this.openWriters())) return;
+    }
+    throw errors.inUse(this.image.path, 'somebody who opens it over and over', 'let it be');
+  }
+
+  private async refuseWriters(patience: number): Promise<void> {
+    const until = systemClock.now() + patience;
+    while (await this.hasWriter()) {
+      if (systemClock.now() >= until) throw await fileInUse(this.lock);
+      await systemClock.sleep(PROBE_MS, NEVER);
+    }
+  }
+
+  private async hasWriter(): Promise<boolean> {
+    try {
+      return await this.lock.use((fd) => native().probeWriter(fd));
+    } catch (error) {
+      if (this.options.trusted) return false;
+      throw this.cannotTell(error);
+    }
+  }
+
+  private cannotTell(error: unknown): unknown {
+    if (!(error instanceof ThickenError) || error.errno === undefined) return error;
+    return errors.cannotTellUsers(this.image.path, `${error.syscall} answers ${error.code}`);
+  }
+
+  /** Returns how many opens that took. */
+  private async openWriters(): Promise<number> {
+    this.buffered = await this.image.reopen(READ_WRITE);
+    if (!this.directWorks) return 1;
+    this.direct = await this.image.reopen(READ_WRITE | DIRECT).catch((error: unknown) => {
+      if (!(error instanceof ThickenError) || error.code !== 'EINVAL') throw error;
+      this.directWorks = false;
+      return undefined;
+    });
+    // An open that was refused may have been counted, or not: then the next attempt tells.
+    return 2;
+  }
+
+  private async closeWriters(): Promise<void> {
+    await Promise.all([this.buffered?.close(), this.direct?.close()]);
+    this.buffered = this.direct = undefined;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.proof.catch(() => undefined);
+    await this.closeWriters();
+    this.gate.close();
+    await this.lock.close();
+  }
+}
