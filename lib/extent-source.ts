@@ -6,12 +6,17 @@ import { ThickenError } from './errors.js';
 import { UNKNOWN, type ExtentPage } from './extent.js';
 import { EXTENT_METHODS, native, SYNC_DATA, type CancelFlag, type ExtentMethod } from './native.js';
 import { readFilesystem, type Filesystem } from './filesystem.js';
-import { endOf, widen } from './range.js';
+import { widen } from './range.js';
+import { readAhead } from './read-ahead.js';
 import type { ByteRange } from './types.js';
 import { deviceName } from './users.js';
 
+/** Pages read at a time: as many as the addon has threads. On two processors four took 0.93 of the
+ * time of two. */
+const LANES = 4;
+
 /** Large enough that the hop to the native thread does not count, small enough to stay in cache. */
-const PAGE_EXTENTS = 8192;
+const PAGE_EXTENTS = 4096;
 
 export interface ExtentSource extends AsyncDisposable {
   /** How the extents are read; null where there are none to read. */
@@ -38,21 +43,8 @@ export class FileExtents implements ExtentSource {
     this.method = asked ?? firstMethod(filesystem);
   }
 
-  /** Reads one page ahead: the native thread works while the caller looks at the last one. */
-  async *pages(range: ByteRange, cancel?: CancelFlag) {
-    if (range.length === 0) return;
-    let ahead = this.read(range.offset, endOf(range), cancel);
-    for (;;) {
-      const page = await ahead;
-      const more = page.next < endOf(range) && page.offset.length > 0;
-      if (more) {
-        ahead = this.read(page.next, endOf(range), cancel);
-        // Awaited above, unless the caller leaves the loop before.
-        ahead.catch(() => undefined);
-      }
-      yield page;
-      if (!more) return;
-    }
+  pages(range: ByteRange, cancel?: CancelFlag) {
+    return readAhead(range, LANES, (offset, end) => this.read(offset, end, cancel));
   }
 
   private async read(offset: number, end: number, cancel?: CancelFlag) {
@@ -65,10 +57,11 @@ export class FileExtents implements ExtentSource {
   }
 
   private async readShifted(offset: number, end: number, cancel?: CancelFlag) {
+    const { method } = this;
     try {
-      return await this.readBy(this.method, offset, end, cancel);
+      return await this.readBy(method, offset, end, cancel);
     } catch (error) {
-      if (this.asked || this.method === 'seek' || !isLacking(error)) throw error;
+      if (this.asked || method === 'seek' || !isLacking(error)) throw error;
       this.method = 'seek';
       this.filesystem.abilities.fiemap = false;
       return this.readBy('seek', offset, end, cancel);

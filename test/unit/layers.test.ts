@@ -9,7 +9,7 @@ const LAYERS = [
   ['types'],
   ['errors'],
   ['range', 'range-list', 'units', 'extent'],
-  ['align'],
+  ['align', 'read-ahead'],
   ['native'],
   ['descriptor', 'throttle', 'pace'],
   ['users', 'format', 'filesystem'],
