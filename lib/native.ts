@@ -87,6 +87,7 @@ export interface Native {
     fd: number,
     mode: number,
     expectedSize: number,
+    rangesPerCall: number,
     ranges: Float64Array,
     cancel?: CancelFlag,
   ): Promise<Work>;

@@ -128,7 +128,8 @@ class Chunks {
       if (this.stopped()) return;
       // Last: what is free may have changed while the run waited.
       const elapsed = this.start(Float64Array.from(await this.withinRoom(cut)));
-      if (request.route.depth === 1) await this.rest(await elapsed);
+      // A guest gets its time now; else the next chunk is put together meanwhile.
+      if (await control.live()) await systemClock.sleep(await elapsed, control.signal);
     }
   }
 
@@ -210,10 +211,6 @@ class Chunks {
     this.failure ??= { error };
     const cause = (error as { cause?: { partial?: Work } }).cause;
     return cause?.partial ?? NO_WORK;
-  }
-
-  private async rest(elapsed: number): Promise<void> {
-    if (await this.control.live()) await systemClock.sleep(elapsed, this.control.signal);
   }
 
   async settle(): Promise<void> {

@@ -35,13 +35,13 @@ export interface Survey {
   pieces: number;
   shared: number;
   unknown: number;
-  missingRanges: MissingRange[];
+  readonly missingRanges: MissingRange[];
   /** Whether `missingRanges` covers no more than what is missing. */
   exact: boolean;
 }
 
 export interface Plan {
-  steps: PlanStep[];
+  readonly steps: PlanStep[];
   /** The routes in the order in which they run, each with its bytes and the range around its steps. */
   passes: { route: RouteName; range: ByteRange; bytes: number }[];
   survey: Survey;
@@ -149,6 +149,7 @@ export class Planner {
 
   survey(): Survey {
     const lists = [...this.byReason.values()];
+    const missingRanges = () => this.missingRanges();
     return {
       met: this.met,
       missing: sum(lists.map((list) => list.bytes)),
@@ -156,29 +157,39 @@ export class Planner {
       pieces: this.pieces,
       shared: this.shared,
       unknown: this.unknown,
-      missingRanges: this.missingRanges(),
+      // Only `verify` asks for them, and they may be many.
+      get missingRanges() {
+        return missingRanges();
+      },
       exact: lists.every((list) => list.exact),
     };
   }
 
   private missingRanges(): MissingRange[] {
     const all = [...this.byReason].flatMap(([why, list]) =>
-      list.list().map((range) => ({ ...range, why })),
+      list.list().map(({ offset, length }) => ({ offset, length, why })),
     );
-    return all.sort((a, b) => a.offset - b.offset);
+    return this.byReason.size > 1 ? all.sort((a, b) => a.offset - b.offset) : all;
   }
 
   finish(): Plan {
-    const steps: PlanStep[] = [];
-    const passes: Plan['passes'] = [];
-    for (const route of ROUTE_ORDER) {
-      const list = this.byRoute.get(route);
-      if (!list) continue;
-      const reason = reasonFor(route, this.facts, this.request);
-      for (const range of list.list()) steps.push({ route, ...range, reason });
-      passes.push({ route, range: around(list.list()), bytes: list.bytes });
-    }
-    return { steps, passes, survey: this.survey() };
+    const lists = ROUTE_ORDER.map((route) => [route, this.byRoute.get(route)] as const);
+    const found = lists.flatMap(([route, list]) => (list ? [{ route, list }] : []));
+    let steps: PlanStep[] | undefined;
+    const makeSteps = () => found.flatMap(({ route, list }) => this.stepsOf(route, list));
+    return {
+      // Made when they are looked at: a run goes by its passes.
+      get steps() {
+        return (steps ??= makeSteps());
+      },
+      passes: found.map(({ route, list }) => ({ route, range: list.around(), bytes: list.bytes })),
+      survey: this.survey(),
+    };
+  }
+
+  private stepsOf(route: RouteName, list: RangeList): PlanStep[] {
+    const reason = reasonFor(route, this.facts, this.request);
+    return list.list().map(({ offset, length }) => ({ route, offset, length, reason }));
   }
 }
 
@@ -186,12 +197,6 @@ function listOf<Key>(lists: Map<Key, RangeList>, key: Key): RangeList {
   let list = lists.get(key);
   if (!list) lists.set(key, (list = new RangeList(MOST_RANGES)));
   return list;
-}
-
-function around(ranges: readonly ByteRange[]): ByteRange {
-  const first = ranges[0]!;
-  const last = ranges[ranges.length - 1]!;
-  return { offset: first.offset, length: last.offset + last.length - first.offset };
 }
 
 function sum(numbers: number[]): number {

@@ -5,7 +5,9 @@ import type { ByteRange } from './types.js';
  * the smallest gaps between them are merged, so that the list always covers what was added.
  */
 export class RangeList {
-  private ranges: ByteRange[] = [];
+  /** Flat, since there may be many: an object for each would be the garbage collector's work. */
+  private starts: number[] = [];
+  private ends: number[] = [];
   /** Ranges closer than this are merged (bytes); 0: only those that touch. */
   private gap = 0;
   /** Bytes added. */
@@ -21,29 +23,37 @@ export class RangeList {
   /** `offset` must not lie before the end of what was added last. */
   add(offset: number, length: number): void {
     this.bytes += length;
-    this.append(offset, length);
-    if (this.ranges.length > this.most) this.coarsen();
+    this.append(offset, offset + length);
+    if (this.starts.length > this.most) this.coarsen();
   }
 
-  list(): readonly ByteRange[] {
-    return this.ranges;
+  list(): ByteRange[] {
+    return this.starts.map((offset, i) => ({ offset, length: this.ends[i]! - offset }));
   }
 
-  private append(offset: number, length: number): void {
-    const last = this.ranges[this.ranges.length - 1];
-    if (last && offset - (last.offset + last.length) <= this.gap) {
-      last.length = offset + length - last.offset;
+  /** From the first byte to the last. */
+  around(): ByteRange {
+    const offset = this.starts[0] ?? 0;
+    return { offset, length: (this.ends[this.ends.length - 1] ?? 0) - offset };
+  }
+
+  private append(start: number, end: number): void {
+    const last = this.ends.length - 1;
+    if (last >= 0 && start - this.ends[last]! <= this.gap) {
+      this.ends[last] = end;
     } else {
-      this.ranges.push({ offset, length });
+      this.starts.push(start);
+      this.ends.push(end);
     }
   }
 
   private coarsen(): void {
-    while (this.ranges.length > Math.max(1, this.most / 2)) {
+    while (this.starts.length > Math.max(1, this.most / 2)) {
       this.gap = Math.max(4096, this.gap * 2);
-      const before = this.ranges;
-      this.ranges = [];
-      for (const { offset, length } of before) this.append(offset, length);
+      const { starts, ends } = this;
+      this.starts = [];
+      this.ends = [];
+      starts.forEach((start, i) => this.append(start, ends[i]!));
     }
   }
 }

@@ -122,27 +122,33 @@ Status finishWriteback(int fd, Range range) {
       fd, range, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
 }
 
+Status fallocateSpan(int fd, int flags, Range span) {
+  int result;
+  do
+    result = fallocate(fd, flags, static_cast<off_t>(span.offset), static_cast<off_t>(span.length));
+  while (result < 0 && errno == EINTR);
+  return result < 0 ? Status::failed("fallocate", span.offset, span.length) : Status{};
+}
+
 }  // namespace
 
-Status fallocateRanges(int fd, FallocateMode mode, uint64_t expectedSize,
-                       const std::vector<Range>& ranges, const CancelFlag& cancel, Work* work) {
+Status fallocateRanges(const Fallocate& options, const std::vector<Range>& ranges,
+                       const CancelFlag& cancel, Work* work) {
   int flags = FALLOC_FL_KEEP_SIZE;
-  if (mode == FallocateMode::unshare) flags |= FALLOC_FL_UNSHARE_RANGE;
-  for (const Range& range : ranges) {
-    Status status = checkSize(fd, expectedSize, range);
+  if (options.mode == FallocateMode::unshare) flags |= FALLOC_FL_UNSHARE_RANGE;
+  for (size_t first = 0; first < ranges.size();) {
+    if (cancel.isSet()) {
+      work->cancelled = true;
+      return {};
+    }
+    const size_t end = std::min(ranges.size(), first + options.rangesPerCall);
+    const uint64_t offset = ranges[first].offset;
+    const Range span{offset, ranges[end - 1].end() - offset};
+    Status status = checkSize(options.fd, options.expectedSize, span);
+    if (status.ok()) status = fallocateSpan(options.fd, flags, span);
     if (!status.ok()) return status;
-    int result;
-    do {
-      if (cancel.isSet()) {
-        work->cancelled = true;
-        return {};
-      }
-      result =
-          fallocate(fd, flags, static_cast<off_t>(range.offset), static_cast<off_t>(range.length));
-    } while (result < 0 && errno == EINTR);
-    if (result < 0) return Status::failed("fallocate", range.offset, range.length);
-    work->allocated += range.length;
     work->requests++;
+    for (; first < end; first++) work->allocated += ranges[first].length;
   }
   return {};
 }

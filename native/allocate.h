@@ -11,11 +11,19 @@ namespace thicken {
 
 enum class FallocateMode : uint8_t { reserve = 0, unshare = 1 };
 
-/// fallocate(2) on each range, with FALLOC_FL_KEEP_SIZE: never changes data or size, and is atomic
-/// against writers in the kernel. `unshare` adds FALLOC_FL_UNSHARE_RANGE (xfs, Linux 4.16). A size
-/// other than `expectedSize` ends the call with ESTALE: blocks past a new end would serve nobody.
-Status fallocateRanges(int fd, FallocateMode mode, uint64_t expectedSize,
-                       const std::vector<Range>& ranges, const CancelFlag& cancel, Work* work);
+struct Fallocate {
+  int fd = -1;
+  FallocateMode mode = FallocateMode::reserve;
+  uint64_t expectedSize = 0;  ///< the file's size; a different one ends the call with ESTALE
+  size_t rangesPerCall = 1;   ///< neighbours that one system call spans
+};
+
+/// fallocate(2) with FALLOC_FL_KEEP_SIZE: never changes data or size, and is atomic against writers
+/// in the kernel. `unshare` adds FALLOC_FL_UNSHARE_RANGE (xfs, Linux 4.16). Ranges ascend; what
+/// lies between those that share a call has its blocks, and keeps them. Blocks past a new end of
+/// the file would serve nobody: hence the check of its size.
+Status fallocateRanges(const Fallocate& options, const std::vector<Range>& ranges,
+                       const CancelFlag& cancel, Work* work);
 
 struct ZeroWrite {
   int bufferedFd = -1;

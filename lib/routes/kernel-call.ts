@@ -9,7 +9,7 @@ const GIB = 2 ** 30;
  * free space that it meets, which can't be seen before, so that chunks adapt to it.
  */
 export const GROWING = {
-  chunk: { bytes: 4 * GIB, ranges: 4096 },
+  chunk: { bytes: 4 * GIB, ranges: 512 },
   most: { bytes: 64 * GIB, ranges: 65_536 },
   depth: 1,
 } as const;
@@ -21,14 +21,22 @@ export class FallocateSession implements RouteSession {
     private readonly mode: number,
     /** Bytes; another size by now ends the run. */
     private readonly size: number,
+    private readonly rangesPerCall: number,
   ) {}
 
-  static async open({ image, size }: RouteContext, mode: number): Promise<FallocateSession> {
-    return new FallocateSession(await image.reopen(READ_WRITE), mode, size);
+  static async open(
+    { image, size }: RouteContext,
+    mode: number,
+    rangesPerCall: number,
+  ): Promise<FallocateSession> {
+    return new FallocateSession(await image.reopen(READ_WRITE), mode, size, rangesPerCall);
   }
 
   run(ranges: Float64Array, cancel: CancelFlag) {
-    return this.file.use((fd) => native().fallocate(fd, this.mode, this.size, ranges, cancel));
+    const { mode, size, rangesPerCall } = this;
+    return this.file.use((fd) =>
+      native().fallocate(fd, mode, size, rangesPerCall, ranges, cancel),
+    );
   }
 
   sync() {

@@ -10,5 +10,5 @@ export const unshareRoute: Route = {
   name: 'unshare',
   ...GROWING,
   chunk: { bytes: 16 * 2 ** 20, ranges: 256 },
-  open: (context) => FallocateSession.open(context, FALLOCATE_UNSHARE),
+  open: (context) => FallocateSession.open(context, FALLOCATE_UNSHARE, 1),
 };

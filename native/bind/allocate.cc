@@ -7,15 +7,19 @@
 namespace thicken {
 namespace {
 
-// (fd, mode, expectedSize, ranges, cancel?) → work
+// (fd, mode, expectedSize, rangesPerCall, ranges, cancel?) → work
 Napi::Value jsFallocate(const Napi::CallbackInfo& info) {
-  const int fd = descriptorArg(info, 0);
-  const auto mode = static_cast<FallocateMode>(codeArg(info, 1, 2));
-  const uint64_t size = bytesOf(info[2]);
+  Fallocate options;
+  options.fd = descriptorArg(info, 0);
+  options.mode = static_cast<FallocateMode>(codeArg(info, 1, 2));
+  options.expectedSize = bytesOf(info[2]);
+  options.rangesPerCall = static_cast<size_t>(bytesOf(info[3]));
+  if (options.rangesPerCall == 0)
+    throw Napi::RangeError::New(info.Env(), "a call takes at least 1 range");
   return queue<Work>(
-      info.Env(), cancelArg(info, 4),
-      [fd, mode, size, ranges = rangesArg(info, 3)](Work* work, const CancelFlag& cancel) {
-        return fallocateRanges(fd, mode, size, ranges, cancel, work);
+      info.Env(), cancelArg(info, 5),
+      [options, ranges = rangesArg(info, 4)](Work* work, const CancelFlag& cancel) {
+        return fallocateRanges(options, ranges, cancel, work);
       },
       workValue);
 }

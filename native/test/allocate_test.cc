@@ -9,6 +9,7 @@
 #include "temporary_file.h"
 
 using thicken::CancelFlag;
+using thicken::Fallocate;
 using thicken::FallocateMode;
 using thicken::fallocateRanges;
 using thicken::Range;
@@ -79,7 +80,7 @@ TEST(fallocateFillsRangesAndKeepsTheSize) {
   file.resize(1 << 20);
   Work work;
   Status status =
-      fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file),
+      fallocateRanges(Fallocate{file.fd(), FallocateMode::reserve, sizeOf(file), 1},
                       {Range{0, 64 << 10}, Range{512 << 10, 128 << 10}}, CancelFlag(), &work);
   if (status.error == EOPNOTSUPP) {
     std::printf("unsupported here: fallocate\n");
@@ -88,7 +89,7 @@ TEST(fallocateFillsRangesAndKeepsTheSize) {
   CHECK(status.ok());
   CHECK(work.allocated == 192 << 10 && work.requests == 2 && !work.cancelled);
   CHECK(allocatedIn(file) >= 192 << 10 && allocatedIn(file) < 300 << 10);
-  status = fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file),
+  status = fallocateRanges(Fallocate{file.fd(), FallocateMode::reserve, sizeOf(file), 1},
                            {Range{2 << 20, 64 << 10}}, CancelFlag(), &work);
   CHECK(status.ok());
   CHECK(sizeOf(file) == 1 << 20);
@@ -100,8 +101,9 @@ TEST(fallocateKeepsData) {
   const uint64_t size = sizeOf(file);
   const std::vector<uint8_t> before = file.read(0, size);
   Work work;
-  const Status status = fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file),
-                                        {Range{0, size}}, CancelFlag(), &work);
+  const Status status =
+      fallocateRanges(Fallocate{file.fd(), FallocateMode::reserve, sizeOf(file), 1},
+                      {Range{0, size}}, CancelFlag(), &work);
   if (status.error == EOPNOTSUPP) return;
   CHECK(status.ok());
   CHECK(file.read(0, size) == before);
@@ -112,18 +114,33 @@ TEST(fallocateNamesTheRangeThatFailed) {
   TemporaryFile file;
   const int readOnly = file.open(O_RDONLY);
   Work work;
-  const Status status = fallocateRanges(readOnly, FallocateMode::reserve, 0, {Range{4096, 8192}},
-                                        CancelFlag(), &work);
+  const Status status = fallocateRanges(Fallocate{readOnly, FallocateMode::reserve, 0, 1},
+                                        {Range{4096, 8192}}, CancelFlag(), &work);
   close(readOnly);
   CHECK(status.error == EBADF && status.offset == 4096 && status.length == 8192);
   CHECK(work.allocated == 0 && work.requests == 0);
+}
+
+TEST(fallocateSpansNeighboursInOneCall) {
+  TemporaryFile file;
+  file.lay(kSegments);
+  const uint64_t size = sizeOf(file);
+  const std::vector<uint8_t> before = file.read(0, size);
+  Work work;
+  const Status status = fallocateRanges(
+      Fallocate{file.fd(), FallocateMode::reserve, size, 2},
+      {Range{0, 4096}, Range{size / 2, 4096}, Range{size - 4096, 4096}}, CancelFlag(), &work);
+  if (status.error == EOPNOTSUPP) return;
+  CHECK(status.ok());
+  CHECK(work.requests == 2 && work.allocated == 3 * 4096);
+  CHECK(file.read(0, size) == before);
 }
 
 TEST(fallocateStopsAtAnotherSize) {
   TemporaryFile file;
   file.resize(1 << 20);
   Work work;
-  const Status status = fallocateRanges(file.fd(), FallocateMode::reserve, 2 << 20,
+  const Status status = fallocateRanges(Fallocate{file.fd(), FallocateMode::reserve, 2 << 20, 1},
                                         {Range{0, 4096}}, CancelFlag(), &work);
   CHECK(status.error == ESTALE && work.requests == 0);
   CHECK(allocatedIn(file) == 0);
@@ -135,8 +152,8 @@ TEST(cancelledWorkDoesNothing) {
   CancelFlag cancel;
   cancel.set();
   Work reserved;
-  CHECK(fallocateRanges(file.fd(), FallocateMode::reserve, sizeOf(file), {Range{0, 4096}}, cancel,
-                        &reserved)
+  CHECK(fallocateRanges(Fallocate{file.fd(), FallocateMode::reserve, sizeOf(file), 1},
+                        {Range{0, 4096}}, cancel, &reserved)
             .ok());
   CHECK(reserved.cancelled && reserved.requests == 0);
   Work written;
