@@ -39,6 +39,8 @@ export class FileHold implements AsyncDisposable {
   private directWorks: boolean;
   private proof: Promise<void> = Promise.resolve();
   private renewing = false;
+  /** False only where the caller vouches for it: then opens are not counted. */
+  private watched = true;
 
   private constructor(
     private readonly image: Descriptor,
@@ -99,6 +101,7 @@ export class FileHold implements AsyncDisposable {
       await this.lock.useNow((fd) => this.gate.watch(fd));
     } catch (error) {
       if (!this.options.trusted) throw this.cannotTell(error);
+      this.watched = false;
     }
   }
 
@@ -117,7 +120,8 @@ export class FileHold implements AsyncDisposable {
       await this.closeWriters();
       this.gate.reset();
       await this.refuseWriters(patience);
-      if (this.gate.settle(await this.openWriters())) return;
+      const opened = await this.openWriters();
+      if (!this.watched || this.gate.settle(opened)) return;
     }
     throw errors.inUse(this.image.path, 'somebody who opens it over and over', 'let it be');
   }
