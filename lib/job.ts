@@ -119,6 +119,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   }
 
   resume(): void {
+    if (this.gate) this.throttle?.forgive();
     this.gate?.open();
     this.gate = undefined;
     this.emitProgress(true);

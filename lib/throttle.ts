@@ -24,15 +24,22 @@ export const systemClock: Clock = {
     }),
 };
 
+/** What may come out as one burst: it makes good for timers that fire late. */
 const SAVED_SECONDS = 0.02;
+/** What a disk that stalls may fall behind and still catch up with, and how much faster it then goes. */
+const BEHIND_SECONDS = 1;
+const CATCH_UP = 0.25;
 
 /**
  * One token bucket that may go into debt: whoever finds it out of debt takes all that it needs and
  * goes, and the next one waits until the debt has been earned back. So a request larger than the
- * bucket passes, and the average still holds from the first request on.
+ * bucket passes, and the average still holds from the first request on. What a full bucket could
+ * not take in (the disk was busy for longer) flows back slowly, so that it makes no burst.
  */
 class Bucket {
   private level = 0;
+  /** Not used in its time; comes on top of the rate. */
+  private behind = 0;
   private updated: number;
 
   constructor(
@@ -46,27 +53,35 @@ class Bucket {
     this.earn(now);
     if (!Number.isFinite(rate)) this.level = 0;
     this.rate = rate;
+    this.behind = 0;
+  }
+
+  forgive(now: number): void {
+    this.earn(now);
+    this.behind = 0;
   }
 
   /** Whole milliseconds until the bucket is out of debt. */
   wait(now: number): number {
     this.earn(now);
-    return this.level >= 0 ? 0 : Math.ceil((-this.level / this.rate) * 1000);
+    if (this.level >= 0) return 0;
+    const caughtUp = Math.min(this.behind, (-this.level * CATCH_UP) / (1 + CATCH_UP));
+    return Math.ceil(((-this.level - caughtUp) / this.rate) * 1000);
   }
 
   take(amount: number): void {
     if (Number.isFinite(this.rate)) this.level -= amount;
   }
 
-  /**
-   * Time that nobody used comes out as a burst, so only as much is saved up as makes good for
-   * timers that fire late.
-   */
   private earn(now: number): void {
     const seconds = (now - this.updated) / 1000;
     this.updated = now;
     if (!Number.isFinite(this.rate)) return;
-    this.level = Math.min(this.rate * SAVED_SECONDS, this.level + seconds * this.rate);
+    const earned = seconds * this.rate;
+    const caughtUp = Math.min(this.behind, earned * CATCH_UP);
+    const level = this.level + earned + caughtUp;
+    this.level = Math.min(this.rate * SAVED_SECONDS, level);
+    this.behind = Math.min(this.rate * BEHIND_SECONDS, this.behind - caughtUp + level - this.level);
   }
 }
 
@@ -95,6 +110,13 @@ export class Throttle {
   setIops(iops: number): void {
     this.requests.setRate(iops, this.clock.now());
     this.wake();
+  }
+
+  /** Time that was let pass on purpose (a pause) is not caught up with. */
+  forgive(): void {
+    const now = this.clock.now();
+    this.bytes.forgive(now);
+    this.requests.forgive(now);
   }
 
   /**

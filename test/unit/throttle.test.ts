@@ -7,6 +7,9 @@ import { VirtualClock } from './virtual-clock.js';
 const never = new AbortController().signal;
 /** Seconds' worth that may be saved up to make good for late timers. */
 const SAVED = 0.02;
+/** How much faster than the rate it may go to catch up, and with how many seconds' worth. */
+const CATCH_UP = 0.25;
+const BEHIND = 1;
 
 interface Grant {
   at: number;
@@ -61,7 +64,8 @@ function allowed(speeds: Speeds, from: number, to: number): number {
   speeds.forEach(({ at, rate: speed }, i) => {
     const end = Math.min(to, speeds[i + 1]?.at ?? Infinity);
     if (end < from || at > to) return;
-    sum += (speed * Math.max(0, end - Math.max(from, at))) / 1000;
+    const seconds = Math.max(0, end - Math.max(from, at)) / 1000;
+    sum += speed * Math.min(seconds * (1 + CATCH_UP), seconds + BEHIND);
     highest = Math.max(highest, speed);
   });
   return sum + highest * SAVED;
@@ -128,6 +132,29 @@ describe('over a long run', () => {
       const average = await averageOf(limit, () => (next() % 3001) / 1000, unit);
       expect(Math.abs(average / limit - 1)).toBeLessThan(0.02);
     }
+  });
+
+  test('a disk that stalls makes the average no lower', async () => {
+    const clock = new VirtualClock();
+    const throttle = new Throttle(5000, Infinity, clock);
+    let passed = 0;
+    for (let i = 0; clock.now() < 100_000; i++) {
+      await throttle.take(100, 1, never);
+      passed += 100;
+      if (i % 200 === 199) await clock.pass(600);
+    }
+    expect(Math.abs(passed / clock.now() / 5 - 1)).toBeLessThan(0.02);
+  });
+
+  test('a pause is not caught up with', async () => {
+    const clock = new VirtualClock();
+    const throttle = new Throttle(1000, Infinity, clock);
+    await throttle.take(1, 1, never);
+    await clock.pass(10_000);
+    throttle.forgive();
+    const resumed = clock.now();
+    for (let i = 0; i < 50; i++) await throttle.take(100, 1, never);
+    expect(5000 / (clock.now() - resumed)).toBeLessThan(1.05);
   });
 
   test('the tighter one of two limits rules', async () => {
