@@ -99,7 +99,10 @@ export interface Space {
  * directory tells what the quota leaves; btrfs keeps its quota groups in a tree of their own.
  */
 export async function readSpace(file: Descriptor, type: string): Promise<Space> {
-  const own = await file.use((fd) => statfs(`/proc/self/fd/${fd}`));
+  const [own, limits] = await Promise.all([
+    file.use((fd) => statfs(`/proc/self/fd/${fd}`)),
+    quotaLimits(file, type),
+  ]);
   // tmpfs mounted with size=0 has no limit, and says 0 blocks.
   if (own.blocks === 0) return { available: Infinity, total: Infinity, quota: false };
   const space = {
@@ -107,7 +110,7 @@ export async function readSpace(file: Descriptor, type: string): Promise<Space> 
     total: own.blocks * own.bsize,
     quota: false,
   };
-  for (const limit of await quotaLimits(file, type)) {
+  for (const limit of limits) {
     if (limit < space.available) Object.assign(space, { available: limit, quota: true });
   }
   return space;
@@ -119,22 +122,16 @@ async function quotaLimits(file: Descriptor, type: string): Promise<number[]> {
     return left === null ? [] : [left];
   }
   if (type !== 'ext4' && type !== 'xfs') return [];
-  const directory = await directoryOf(file);
-  if (directory === null) return [];
-  const statistics = await statfs(directory).catch(() => null);
-  return statistics ? [statistics.bavail * statistics.bsize] : [];
-}
-
-/** The directory that holds the file, if it is on the same file system (no bind-mounted file). */
-async function directoryOf(file: Descriptor): Promise<string | null> {
   const directory = dirname(file.path);
   try {
-    const [own, other] = await Promise.all([
+    const [own, other, statistics] = await Promise.all([
       file.use((fd) => stat(`/proc/self/fd/${fd}`)),
       stat(directory),
+      statfs(directory),
     ]);
-    return own.dev === other.dev ? directory : null;
+    // A bind-mounted file lies in a directory of another file system.
+    return own.dev === other.dev ? [statistics.bavail * statistics.bsize] : [];
   } catch {
-    return null;
+    return [];
   }
 }

@@ -61,12 +61,14 @@ export async function open(target: string, options: OpenOptions = {}): Promise<I
 async function describe(target: Target, options: OpenOptions): Promise<Image> {
   const { descriptor } = target;
   const head = Buffer.alloc(PROBE_LENGTH);
-  await descriptor.use((fd) => readFile(fd, head, 0, PROBE_LENGTH, 0));
+  const [{ size }, filesystem] = await Promise.all([
+    descriptor.use((fd) => fstatFile(fd)),
+    target.kind === 'file' ? readFilesystem(descriptor) : null,
+    descriptor.use((fd) => readFile(fd, head, 0, PROBE_LENGTH, 0)),
+  ]);
   const format = formatOf(descriptor.path, head, options.format);
-  if (target.kind === 'block') return describeDevice(target, format);
-  const { size } = await descriptor.use((fd) => fstatFile(fd));
+  if (!filesystem) return describeDevice(target, format);
   checkSize(size, descriptor.path);
-  const filesystem = await readFilesystem(descriptor);
   const source = new FileExtents(descriptor, filesystem, options.extentMethod);
   const geometry = { size, granularity: filesystem.blockSize, beyond: 0 };
   return new Image(target, format, head, source, geometry);

@@ -25,6 +25,8 @@ import type {
 const PROGRESS_MS = 100;
 /** How long an answer to whether somebody else writes is good for. */
 const LIVE_MS = 1000;
+/** More would be a race with a guest that gives storage back as fast as it comes. */
+const MORE_ROUNDS = 2;
 const NO_SPACE = { available: 0, total: 0, quota: false };
 
 /** The image as a job needs it. */
@@ -56,13 +58,14 @@ export function scopeOf(image: JobImage, request: { offset?: number; length?: nu
   return { requested, effective: widen(requested, granularity, size) };
 }
 
-/** Scans the range, and plans what to do about it. */
+/** Scans the range, and plans what to do about it; `reasons`: lists why what is missing is missing. */
 export async function planFor(
   image: JobImage,
   request: PlanRequest,
   cancel?: CancelFlag,
+  reasons = true,
 ): Promise<Plan> {
-  const planner = new Planner(image.facts, request);
+  const planner = new Planner(image.facts, request, reasons);
   for await (const page of image.source.pages(request.range, cancel)) planner.add(page);
   return planner.finish();
 }
@@ -196,7 +199,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   }
 
   private async scan(request: PlanRequest): Promise<Plan> {
-    const plan = await planFor(this.image, request, this.cancelFlag);
+    const plan = await planFor(this.image, request, this.cancelFlag, false);
     this.throwIfCancelled();
     return plan;
   }
@@ -208,8 +211,9 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   /** Returns the plan that was carried out in the end. */
   private async carryOut(plan: Plan, request: PlanRequest): Promise<Plan> {
     if (plan.passes.length === 0) return plan;
-    const keepFree = await this.checkSpace(plan);
-    this.total = plan.passes.reduce((sum, pass) => sum + pass.bytes, 0);
+    const [keepFree, found] = await Promise.all([this.checkSpace(plan), this.hasWriter()]);
+    this.live = { at: performance.now(), found };
+    this.total = this.position + bytesOf(plan);
     try {
       await this.runPasses(plan, request, keepFree);
       return plan;
@@ -230,8 +234,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   }
 
   private async runPasses(plan: Plan, request: PlanRequest, keepFree: number): Promise<void> {
-    this.live = { at: performance.now(), found: await this.hasWriter() };
-    for (const { route, range } of plan.passes) {
+    for (const { route, range, ranges } of plan.passes) {
       this.route = route;
       const pass = {
         route: ROUTES[route],
@@ -239,6 +242,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
         context: this.routeContext(request),
         range,
         takes: (state: number) => routeFor(state, this.image.facts, request) === route,
+        known: ranges,
       };
       await runPass(pass, this.control(keepFree));
       this.throwIfCancelled();
@@ -314,6 +318,18 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     this.emit('progress', this.progress());
   }
 
+  /** Scans, and fills what lost its storage while the run went on: a guest's discard, for one. */
+  private async settle(request: PlanRequest): Promise<Plan> {
+    let plan = await this.scan(request);
+    const { exact, noGuarantee } = this.image;
+    for (let round = 0; round < MORE_ROUNDS && plan.passes.length > 0; round++) {
+      if (!exact || noGuarantee !== null) break;
+      await this.carryOut(plan, request);
+      plan = await this.scan(request);
+    }
+    return plan;
+  }
+
   private async finish(
     scope: Scope,
     request: PlanRequest,
@@ -324,7 +340,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const known = image.exact;
     const changed = carriedOut.passes.length > 0;
     await image.check();
-    const { survey: after, passes: left } = changed ? await this.scan(request) : before;
+    const { survey: after, passes: left } = changed ? await this.settle(request) : before;
     const verified = known ? after.missing === 0 : null;
     const guarantee = verified === true && image.noGuarantee === null;
     // What is shared where nothing can unshare it is there, and only can't be promised.
@@ -362,6 +378,10 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   private seconds(): number {
     return Math.round(performance.now() - this.began) / 1000;
   }
+}
+
+function bytesOf(plan: Plan): number {
+  return plan.passes.reduce((sum, pass) => sum + pass.bytes, 0);
 }
 
 function warningsOf(image: JobImage, verified: boolean | null, shared: number): string[] {

@@ -3,6 +3,7 @@ import { errors } from './errors.js';
 import type { ExtentSource } from './extent-source.js';
 import { NO_WORK, type CancelFlag, type Work } from './native.js';
 import { ChunkSize, type ChunkBounds } from './pace.js';
+import type { ExtentPage } from './extent.js';
 import { clip, roundDown } from './range.js';
 import type { Route, RouteContext, RouteSession } from './routes/index.js';
 import type { Room } from './space.js';
@@ -31,19 +32,18 @@ export interface PassRequest {
   range: ByteRange;
   /** Whether an extent of this state is the route's to deal with. */
   takes(state: number): boolean;
+  /** What those extents are (offset, length, …), where they are known; else they are read again. */
+  known: Float64Array | null;
 }
 
-/**
- * Rejects with the first error, when nothing is in flight any more. What the extents say by now
- * counts, not what the plan found: within the range, holes that came meanwhile are filled too.
- */
+/** Rejects with the first error, when nothing is in flight any more. */
 export async function runPass(request: PassRequest, control: PassControl): Promise<void> {
-  const { route, context, source } = request;
+  const { route, context } = request;
   const session = await route.open(context);
   try {
     const chunks = new Chunks(request, session, control, await control.live());
     try {
-      await chunks.runAll(source);
+      await chunks.runAll();
     } finally {
       await chunks.settle();
     }
@@ -82,36 +82,54 @@ class Chunks {
     this.adapts = route.depth === 1;
   }
 
-  async runAll(source: ExtentSource): Promise<void> {
-    const { request } = this;
-    const { range } = request;
-    for await (const page of source.pages(range, this.control.cancel)) {
-      for (let i = 0; i < page.state.length; i++) {
-        if (this.stopped()) return;
-        if (!request.takes(page.state[i]!)) continue;
-        await this.add(clip({ offset: page.offset[i]!, length: page.length[i]! }, range));
-      }
-    }
+  async runAll(): Promise<void> {
+    for await (const ranges of this.wanted()) await this.addAll(ranges);
     await this.dispatch();
+  }
+
+  private async *wanted(): AsyncGenerator<Float64Array | number[], void, undefined> {
+    const { known, source, range } = this.request;
+    if (known) return yield known;
+    for await (const page of source.pages(range, this.control.cancel)) {
+      if (this.stopped()) return;
+      yield this.takenOf(page);
+    }
+  }
+
+  private takenOf({ offset, length, state }: ExtentPage): number[] {
+    const taken: number[] = [];
+    for (let i = 0; i < state.length; i++) {
+      if (!this.request.takes(state[i]!)) continue;
+      const part = clip({ offset: offset[i]!, length: length[i]! }, this.request.range);
+      taken.push(part.offset, part.length);
+    }
+    return taken;
   }
 
   private stopped(): boolean {
     return this.control.signal.aborted || this.failure !== undefined;
   }
 
-  private async add({ offset, length }: ByteRange): Promise<void> {
-    const end = offset + length;
-    for (let at = offset; at < end && !this.stopped();) {
-      const { speed, iops } = this.control.limits();
-      const bounds = this.size.bounds(speed, iops);
-      const piece = Math.min(end - at, Math.max(0, bounds.bytes - this.pendingBytes));
-      if (piece > 0) {
-        this.pending.push(at, piece);
-        this.pendingBytes += piece;
-        at += piece;
-      }
-      if (this.pendingBytes >= bounds.bytes || this.pending.length >= bounds.ranges * 2) {
-        await this.dispatch();
+  private bounds(): ChunkBounds {
+    const { speed, iops } = this.control.limits();
+    return this.size.bounds(speed, iops);
+  }
+
+  private async addAll(ranges: ArrayLike<number>): Promise<void> {
+    let bounds = this.bounds();
+    for (let i = 0; i < ranges.length; i += 2) {
+      const end = ranges[i]! + ranges[i + 1]!;
+      for (let at = ranges[i]!; at < end && !this.stopped();) {
+        const piece = Math.min(end - at, Math.max(0, bounds.bytes - this.pendingBytes));
+        if (piece > 0) {
+          this.pending.push(at, piece);
+          this.pendingBytes += piece;
+          at += piece;
+        }
+        if (this.pendingBytes >= bounds.bytes || this.pending.length >= bounds.ranges * 2) {
+          await this.dispatch();
+          bounds = this.bounds();
+        }
       }
     }
   }
@@ -121,8 +139,7 @@ class Chunks {
     const { control, request } = this;
     while (this.pendingBytes > 0) {
       while (this.inFlight.size >= request.route.depth) await Promise.race(this.inFlight);
-      const { speed, iops } = control.limits();
-      const cut = this.takePending(this.size.bounds(speed, iops).bytes);
+      const cut = this.takePending(this.bounds().bytes);
       await control.throttle.take(bytesOf(cut), cut.length / 2, control.signal);
       await control.unpaused();
       if (this.stopped()) return;

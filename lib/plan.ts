@@ -3,7 +3,15 @@
  * can be tested, printed, and computed in passing while pages stream by.
  */
 import { errors, usageError } from './errors.js';
-import { meetsLevel, SHARED, UNKNOWN, UNWRITTEN, whyMissing, type ExtentPage } from './extent.js';
+import {
+  HOST_STATES,
+  meetsLevel,
+  SHARED,
+  UNKNOWN,
+  UNWRITTEN,
+  whyMissing,
+  type ExtentPage,
+} from './extent.js';
 import { RangeList } from './range-list.js';
 import type { ByteRange, MissingRange, PlanStep, Preallocation, RouteName } from './types.js';
 
@@ -40,10 +48,19 @@ export interface Survey {
   exact: boolean;
 }
 
+export interface PlanPass {
+  route: RouteName;
+  /** The range around its steps. */
+  range: ByteRange;
+  bytes: number;
+  /** Its steps (offset, length, …); null where they were too many to be listed one by one. */
+  ranges: Float64Array | null;
+}
+
 export interface Plan {
   readonly steps: PlanStep[];
-  /** The routes in the order in which they run, each with its bytes and the range around its steps. */
-  passes: { route: RouteName; range: ByteRange; bytes: number }[];
+  /** The routes in the order in which they run. */
+  passes: PlanPass[];
   survey: Survey;
 }
 
@@ -108,55 +125,62 @@ function reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): st
   }
 }
 
-/** Takes pages of extents in ascending order, and tells what to do about them. */
+/**
+ * Takes pages of extents in ascending order, and tells what to do about them. A process that lives
+ * for one allocation plans while its code is still interpreted: what depends on an extent's state
+ * alone is looked up, and what nobody asks for is not kept.
+ */
 export class Planner {
-  private met = 0;
-  private pieces = 0;
-  private needed = 0;
-  private shared = 0;
-  private unknown = 0;
+  /** Bytes by state. */
+  private readonly bytes = new Float64Array(HOST_STATES.length);
+  private readonly meets: boolean[];
+  /** By state; null where there is no route. */
+  private readonly routes: (RouteName | null)[];
+  private readonly lists: (RangeList | null)[];
   private readonly byRoute = new Map<RouteName, RangeList>();
   private readonly byReason = new Map<string, RangeList>();
+  /** Number of extents that do not meet the level. */
+  private pieces = 0;
 
+  /** Without `reasons`, the survey's `missingRanges` stay empty. Throws USAGE. */
   constructor(
     private readonly facts: PlanFacts,
     private readonly request: PlanRequest,
+    private readonly reasons = true,
   ) {
     checkRequest(facts, request);
+    const states = [...HOST_STATES.keys()];
+    this.meets = states.map((state) => meetsLevel(state, request.level));
+    this.routes = states.map((state) => routeFor(state, facts, request));
+    this.lists = this.routes.map((route) => route && listOf(this.byRoute, route));
   }
 
   add(page: ExtentPage): void {
+    const { bytes, meets, lists, reasons } = this;
     const { offset, length, state, flags } = page;
     for (let i = 0; i < state.length; i++) {
-      this.addExtent(offset[i]!, length[i]!, state[i]!, flags[i]!);
+      const of = state[i]!;
+      bytes[of]! += length[i]!;
+      if (meets[of]) continue;
+      this.pieces++;
+      lists[of]?.add(offset[i]!, length[i]!);
+      if (reasons) listOf(this.byReason, whyMissing(of, flags[i]!)).add(offset[i]!, length[i]!);
     }
-  }
-
-  private addExtent(offset: number, length: number, state: number, flags: number): void {
-    if (state === SHARED) this.shared += length;
-    if (state === UNKNOWN) this.unknown += length;
-    if (meetsLevel(state, this.request.level)) {
-      this.met += length;
-      return;
-    }
-    this.pieces++;
-    listOf(this.byReason, whyMissing(state, flags)).add(offset, length);
-    const route = routeFor(state, this.facts, this.request);
-    if (!route) return;
-    listOf(this.byRoute, route).add(offset, length);
-    if (state !== UNWRITTEN) this.needed += length;
   }
 
   survey(): Survey {
-    const lists = [...this.byReason.values()];
+    const { bytes, meets, routes } = this;
+    const sumOf = (wanted: (state: number) => boolean) =>
+      bytes.reduce((total, amount, state) => (wanted(state) ? total + amount : total), 0);
+    const lists = [...(this.reasons ? this.byReason : this.byRoute).values()];
     const missingRanges = () => this.missingRanges();
     return {
-      met: this.met,
-      missing: sum(lists.map((list) => list.bytes)),
-      needed: this.needed,
+      met: sumOf((state) => meets[state]!),
+      missing: sumOf((state) => !meets[state]!),
+      needed: sumOf((state) => routes[state] !== null && state !== UNWRITTEN),
       pieces: this.pieces,
-      shared: this.shared,
-      unknown: this.unknown,
+      shared: bytes[SHARED]!,
+      unknown: bytes[UNKNOWN]!,
       // Only `verify` asks for them, and they may be many.
       get missingRanges() {
         return missingRanges();
@@ -174,7 +198,7 @@ export class Planner {
 
   finish(): Plan {
     const lists = ROUTE_ORDER.map((route) => [route, this.byRoute.get(route)] as const);
-    const found = lists.flatMap(([route, list]) => (list ? [{ route, list }] : []));
+    const found = lists.flatMap(([route, list]) => (list?.bytes ? [{ route, list }] : []));
     let steps: PlanStep[] | undefined;
     const makeSteps = () => found.flatMap(({ route, list }) => this.stepsOf(route, list));
     return {
@@ -182,7 +206,7 @@ export class Planner {
       get steps() {
         return (steps ??= makeSteps());
       },
-      passes: found.map(({ route, list }) => ({ route, range: list.around(), bytes: list.bytes })),
+      passes: found.map(({ route, list }) => passOf(route, list)),
       survey: this.survey(),
     };
   }
@@ -193,12 +217,12 @@ export class Planner {
   }
 }
 
+function passOf(route: RouteName, list: RangeList): PlanPass {
+  return { route, range: list.around(), bytes: list.bytes, ranges: list.flat() };
+}
+
 function listOf<Key>(lists: Map<Key, RangeList>, key: Key): RangeList {
   let list = lists.get(key);
   if (!list) lists.set(key, (list = new RangeList(MOST_RANGES)));
   return list;
-}
-
-function sum(numbers: number[]): number {
-  return numbers.reduce((total, number) => total + number, 0);
 }

@@ -31,6 +31,17 @@ export class RangeList {
     return this.starts.map((offset, i) => ({ offset, length: this.ends[i]! - offset }));
   }
 
+  /** Offset, length, offset, length, …; null where that would cover more than what was added. */
+  flat(): Float64Array | null {
+    if (!this.exact) return null;
+    const flat = new Float64Array(this.starts.length * 2);
+    this.starts.forEach((start, i) => {
+      flat[2 * i] = start;
+      flat[2 * i + 1] = this.ends[i]! - start;
+    });
+    return flat;
+  }
+
   /** From the first byte to the last. */
   around(): ByteRange {
     const offset = this.starts[0] ?? 0;

@@ -9,7 +9,7 @@ const GIB = 2 ** 30;
  * free space that it meets, which can't be seen before, so that chunks adapt to it.
  */
 export const GROWING = {
-  chunk: { bytes: 4 * GIB, ranges: 512 },
+  chunk: { bytes: 16 * GIB, ranges: 2048 },
   most: { bytes: 64 * GIB, ranges: 65_536 },
   depth: 1,
 } as const;

@@ -6,7 +6,7 @@ import { mountFilesystem } from '../support/filesystems.js';
 import { hostBytes } from '../support/judges.js';
 import { attachLoop } from '../support/loop.js';
 import { makePattern, sha256, sparseChecksum, type Segment } from '../support/patterns.js';
-import { spawnCli } from '../support/processes.js';
+import { mustRun, spawnCli } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
@@ -148,6 +148,18 @@ describe.runIf(runnable)('a limit of bytes a second', () => {
     expect(() => running.setSpeed(0)).toThrow(RangeError);
     expect(() => running.setIops(-3)).toThrow(RangeError);
     expect(await hostBytes(path)).toBeLessThan(MiB);
+  });
+});
+
+describe.runIf(runnable)('storage that is given back meanwhile', () => {
+  it('is given again before the end', async () => {
+    const path = makeSparse(scratchPath('discarded.raw'), 64 * MiB);
+    const running = await begin(path, { speed: 32 * MiB });
+    await waitFor('the first chunks', () => running.progress().position > 8 * MiB);
+    await mustRun('fallocate', ['--punch-hole', '--offset', '0', '--length', String(MiB), path]);
+    expect(await running.result).toMatchObject({ allocated: 64 * MiB, verified: true });
+    expect(running.progress()).toMatchObject({ position: 65 * MiB, total: 65 * MiB });
+    expect(await missing(path, 'falloc')).toEqual([]);
   });
 });
 

@@ -64,6 +64,7 @@ export class PassModel {
       context: { image: { path: 'disk' }, granularity: UNIT } as PassRequest['context'],
       range: { offset: 0, length: this.options.holes.length * UNIT },
       takes: (state) => state === HOLE,
+      known: null,
     };
   }
 
