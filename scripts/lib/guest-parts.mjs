@@ -25,8 +25,7 @@ function fetchParts() {
   const fresh = `${folder}.new`;
   rmSync(fresh, { recursive: true, force: true });
   mkdirSync(fresh, { recursive: true });
-  if (process.geteuid() === 0) step('package lists', 'apt-get', ['-qq', 'update']);
-  download([newestKernel(), 'busybox-static'], fresh);
+  download(fresh);
   for (const name of readdirSync(fresh)) {
     step(`guest: ${name}`, 'dpkg-deb', ['--extract', join(fresh, name), join(fresh, 'all')]);
     rmSync(join(fresh, name));
@@ -39,19 +38,28 @@ function fetchParts() {
 function newestKernel() {
   const { stdout } = spawnSync('apt-cache', ['depends', kernel], { encoding: 'utf8' });
   const name = /linux-image-\d\S*/.exec(stdout ?? '')?.[0];
-  if (name === undefined) throw new Error(`no package ${kernel} known here; as root: apt-get update`);
+  if (name === undefined) throw new Error(`apt-cache knows no package ${kernel}`);
   return name;
 }
 
-function download(packages, cwd) {
-  const args = ['-qq', 'download', ...packages];
+/** Lists that are old or missing are renewed only when they turn out to be, and by root. */
+function download(cwd) {
   try {
-    step(`packages for guests: ${packages.join(' ')}`, 'apt-get', args, { cwd });
+    downloadOnce(cwd);
   } catch (cause) {
-    throw new Error(`${cause.message}; if the package lists are old, as root: apt-get update`, {
-      cause,
-    });
+    if (process.geteuid() !== 0) {
+      throw new Error(`${cause.message}; if the package lists are old, as root: apt-get update`, {
+        cause,
+      });
+    }
+    step('package lists', 'apt-get', ['-qq', 'update']);
+    downloadOnce(cwd);
   }
+}
+
+function downloadOnce(cwd) {
+  const args = ['-qq', 'download', newestKernel(), 'busybox-static'];
+  step('packages for guests', 'apt-get', args, { cwd });
 }
 
 function keepNeeded(fresh) {

@@ -74,7 +74,8 @@ export function makeTemplate(path: string, { size, seed, region = 200 * KiB }: T
 
 /**
  * Writes what a guest must read to a raw file, with holes where that is zeros. Throws where a block
- * is UNKNOWN: it can't be compared. A list shorter than the disk means that the rest is unwritten.
+ * is UNKNOWN, since it can't be compared, and RangeError if the size in bytes is not in whole blocks.
+ * A list shorter than the disk means that the rest is unwritten.
  */
 export function expectedImage(
   path: string,
@@ -82,6 +83,7 @@ export function expectedImage(
   base: Base | null,
   generations: ArrayLike<number>,
 ): void {
+  if (size % BLOCK !== 0) throw new RangeError(`${size} bytes are not whole blocks of ${BLOCK}`);
   const descriptor = openSync(path, 'w');
   try {
     ftruncateSync(descriptor, size);

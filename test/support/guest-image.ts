@@ -67,8 +67,10 @@ async function build(name: string): Promise<void> {
   // Renamed into place: other workers may build the same at this moment.
   const fresh = join(cache, `${name}.${process.pid}`);
   writeFileSync(fresh, gzipSync(cpio(entries), { level: 6 }));
-  for (const old of readdirSync(cache)) if (cachedName.test(old)) rmSync(join(cache, old), { force: true });
   renameSync(fresh, join(cache, name));
+  for (const old of readdirSync(cache)) {
+    if (cachedName.test(old) && old !== name) rmSync(join(cache, old), { force: true });
+  }
 }
 
 interface Module {

@@ -111,6 +111,7 @@ describe('a template', () => {
     expect(await qemuCompare(a, b)).toBe(true);
     expectedImage(b, MiB, base, [0, 0, 5]);
     expect(await qemuCompare(a, b)).toBe(false);
+    expect(() => expectedImage(b, 1000, null, [])).toThrow(RangeError);
   });
 });
 
@@ -223,7 +224,7 @@ describe.runIf(requires({ guest: true }))('a guest', () => {
 
   it('notices it while it churns, too', async () => {
     const file = sparseFile();
-    await using guest = await startGuest({ disks: [{ id: 'disk0', file }] });
+    await using guest = await startGuest({ disks: [{ id: 'disk0', file }], machine: 'pc' });
     await guest.command('fill 1');
     await guest.command('churn 1 2');
     expect(await churned(guest, ({ reads }) => reads! > 10)).toMatchObject({ errors: 0 });

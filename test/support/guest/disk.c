@@ -4,11 +4,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+
+#define MOST_REPORTS 100
 
 static bool open_disk(struct disk* disk, const char* name) {
   char path[264];
@@ -87,7 +90,10 @@ int write_blocks(struct disk* disk, uint64_t first, unsigned count, uint32_t gen
   return error;
 }
 
+/* Some are enough to see what is wrong; a churn over a ruined disk would never end to print. */
 static void report_wrong(const struct disk* disk, uint64_t block, const uint64_t* found) {
+  static atomic_uint reports;
+  if (atomic_fetch_add(&reports, 1) >= MOST_REPORTS) return;
   fprintf(stderr, "%s: block at %llu is wrong: generation %#x expected, begins with %#llx\n",
           disk->name, (unsigned long long)(block * BLOCK), expected(disk, block),
           (unsigned long long)found[0]);
