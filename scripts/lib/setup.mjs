@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { guestParts } from './guest-parts.mjs';
 import { inRoot, workshop } from './paths.mjs';
 import { products } from './products.mjs';
 import { installPackages, missingPackages } from './tools.mjs';
@@ -21,9 +22,13 @@ export function setup(mode) {
 export function setupLocked(mode) {
   const packages = missingPackages(mode);
   if (packages.length > 0) installPackages(packages);
-  for (const product of products) if (!product.current()) product.make();
+  for (const product of productsFor(mode)) if (!product.current()) product.make();
+}
+
+function productsFor(mode) {
+  return mode === 'test' ? [...products, guestParts] : products;
 }
 
 function isReady(mode) {
-  return missingPackages(mode).length === 0 && products.every((product) => product.current());
+  return missingPackages(mode).length === 0 && productsFor(mode).every((product) => product.current());
 }

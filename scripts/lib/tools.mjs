@@ -26,6 +26,7 @@ const tools = {
     ...build,
     ...storage,
     cmake: 'cmake',
+    gcc: 'gcc',
     'qemu-storage-daemon': 'qemu-system-common',
     'qemu-system-x86_64': 'qemu-system-x86',
     strace: 'strace',

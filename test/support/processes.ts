@@ -173,7 +173,7 @@ export async function startQemu(options: QemuOptions): Promise<Qemu> {
   try {
     await waitFor(`QEMU on ${options.file}`, async () => {
       if (ended(spawned.child)) throw new Error(`QEMU ended: ${spawned.stderr()}`);
-      return existsSync(pidfile) && readFileSync(pidfile, 'utf8') !== '' && (await answers(qmp));
+      return existsSync(pidfile) && readFileSync(pidfile, 'utf8') !== '' && (await answersQmp(qmp));
     });
   } catch (error) {
     await spawned.dispose();
@@ -213,7 +213,7 @@ function daemonArguments(qmp: string, nbd: string): string[] {
  * Commands run in the main loop, so an answer means that all that the command line asks for is in
  * place; the greeting comes from another thread and may come before the disk is opened.
  */
-function answers(socket: string): Promise<boolean> {
+export function answersQmp(socket: string): Promise<boolean> {
   return new Promise((resolve) => {
     const connection = createConnection(socket, () => connection.write('{"execute":"qmp_capabilities"}\n'));
     let text = '';

@@ -1,9 +1,12 @@
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import { haveGuestParts } from './guest-image.js';
 
 export interface Requirements {
   root?: true;
   loop?: true;
+  /** What startGuest needs. */
+  guest?: true;
   tools?: string[];
 }
 
@@ -23,8 +26,11 @@ export function requires(requirements: Requirements): boolean {
   return false;
 }
 
-function missing({ root, loop, tools = [] }: Requirements): string[] {
-  const lacking = tools.filter((tool) => !onPath(tool));
+const guestTools = ['qemu-system-x86_64', 'qemu-img', 'gcc'];
+
+function missing({ root, loop, guest, tools = [] }: Requirements): string[] {
+  const lacking = [...tools, ...(guest ? guestTools : [])].filter((tool) => !onPath(tool));
+  if (guest && !haveGuestParts()) lacking.push('a kernel for guests (node scripts/setup.mjs test)');
   if (root && process.geteuid?.() !== 0) lacking.push('root');
   if (loop && !accessible('/dev/loop-control', constants.R_OK | constants.W_OK)) {
     lacking.push('loop devices');
