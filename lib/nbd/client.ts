@@ -179,8 +179,6 @@ export class NbdClient implements AsyncDisposable {
   }
 
   read(offset: number, length: number, options: RequestOptions = {}): Promise<Buffer> {
-    const error = this.check({ name: 'READ', offset, length });
-    if (error) return Promise.reject(error);
     const reply = new ReadReply(offset, length, this.facts.structured);
     return this.run({ name: 'READ', offset, length, flags: 0, reply, bytes: length }, options);
   }

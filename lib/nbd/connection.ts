@@ -125,8 +125,8 @@ export class Connection {
 
   private refusal({ signal, offset, length }: Command<unknown>): ThickenError | undefined {
     const { path } = this.transport;
-    if (this.lost) return this.lost;
     if (this.ending) return nbdErrors.closed(path);
+    if (this.lost) return this.lost;
     return signal?.aborted ? nbdErrors.cancelled(path, { offset, length }) : undefined;
   }
 

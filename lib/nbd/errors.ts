@@ -1,5 +1,5 @@
 /** Errors of the NBD client. `path` is always the server's address. */
-import { build, rangeError, usageError, type ErrorDetails, type ThickenError } from '../errors.js';
+import { build, rangeError, usageError, type ErrorDetails } from '../errors.js';
 
 /** What an errno of the NBD protocol is called; the numbers are Linux's. */
 const ERRNO_NAMES: Record<number, string> = {
@@ -114,14 +114,13 @@ export const nbdErrors = {
 
   /** A request that the server answered with an error. Unknown numbers mean EINVAL (NBD protocol). */
   command: (errno: number, command: string, message: string, details: ErrorDetails) => {
-    const code = ERRNO_NAMES[errno] ?? 'EINVAL';
-    const number = code in REMEDIES && ERRNO_NAMES[errno] ? '' : ` (error ${errno})`;
-    const what = `${command} failed with ${code}${number}${quoted(message)}`;
+    const known = ERRNO_NAMES[errno];
+    const code = known ?? 'EINVAL';
+    const name = known ?? `the unknown error ${errno}`;
+    const what = `${command} failed with ${name}${quoted(message)}`;
     return build(code, what, REMEDIES[code] ?? '', { ...details, errno, syscall: command });
   },
 };
-
-export type NbdError = ThickenError;
 
 function refusalRemedy(answer: string): string {
   if (answer === 'TLS_REQD') return 'use nbds:// and give the certificates';

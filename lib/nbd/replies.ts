@@ -63,7 +63,8 @@ const MOST_PIECES = 4096;
 
 /** The reply to READ: every byte has to come exactly once. */
 export class ReadReply extends Reply<Buffer> {
-  private readonly data: Buffer;
+  /** Made when the first bytes come: requests that wait in a queue hold no memory. */
+  private data = NOTHING;
   /** What has come: starts and ends, flat and ascending; neighbours are merged. */
   private readonly pieces: number[] = [];
 
@@ -73,8 +74,6 @@ export class ReadReply extends Reply<Buffer> {
     private readonly structured: boolean,
   ) {
     super();
-    // Not cleared: the result is given out only when each byte has been written.
-    this.data = Buffer.allocUnsafeSlow(length);
   }
 
   result(): Buffer {
@@ -113,6 +112,8 @@ export class ReadReply extends Reply<Buffer> {
 
   private add(start: number, end: number): void {
     const { pieces } = this;
+    // Not cleared: the result is given out only when each byte has been written.
+    if (pieces.length === 0) this.data = Buffer.allocUnsafeSlow(this.length);
     let at = pieces.length;
     while (at > 0 && pieces[at - 1]! > start) at--;
     // An odd place is within a piece; and the next one must not begin before the end.

@@ -21,14 +21,15 @@ export interface ReplyTable {
   done(slot: number): void;
 }
 
-type Phase = (bytes: Buffer, at: number) => void;
+/** What the fixed bytes that are being collected are. */
+type Phase = 'magic' | 'simple' | 'structured' | 'fixed' | 'error';
 
 /** Fixed parts are at most an error chunk. */
 const SCRATCH_BYTES = 8192;
 
 export class ReplyParser {
-  /** What is being collected: `needed` bytes for `phase`; what came of it so far lies in `scratch`. */
-  private phase: Phase;
+  private phase: Phase = 'magic';
+  /** Bytes of the phase, and what came of them so far where they came in pieces. */
   private needed = 4;
   private readonly scratch = Buffer.alloc(SCRATCH_BYTES);
   private collected = 0;
@@ -45,9 +46,7 @@ export class ReplyParser {
   constructor(
     private readonly table: ReplyTable,
     private readonly structured: boolean,
-  ) {
-    this.phase = this.magic;
-  }
+  ) {}
 
   /** Throws BadReply where the bytes make no sense; the parser is then of no further use. */
   add(chunk: Buffer): void {
@@ -58,8 +57,7 @@ export class ReplyParser {
   private fillFixed(chunk: Buffer, at: number): number {
     const lacking = this.needed - this.collected;
     if (this.collected === 0 && chunk.length - at >= lacking) {
-      this.phase(chunk, at);
-      // Zero bytes needed can't be waited for: `begin` takes such chunks at once.
+      this.take(chunk, at);
       return at + lacking;
     }
     const taken = Math.min(lacking, chunk.length - at);
@@ -67,7 +65,7 @@ export class ReplyParser {
     this.collected += taken;
     if (taken === lacking) {
       this.collected = 0;
-      this.phase(this.scratch, 0);
+      this.take(this.scratch, 0);
     }
     return at + taken;
   }
@@ -81,6 +79,21 @@ export class ReplyParser {
     return at + taken;
   }
 
+  private take(bytes: Buffer, at: number): void {
+    switch (this.phase) {
+      case 'magic':
+        return this.magic(bytes, at);
+      case 'simple':
+        return this.simpleHead(bytes, at);
+      case 'structured':
+        return this.structuredHead(bytes, at);
+      case 'fixed':
+        return this.begin(this.reply!.start(this.type, this.length, bytes, at));
+      case 'error':
+        return this.error(bytes.subarray(at, at + this.length));
+    }
+  }
+
   private expect(bytes: number, phase: Phase): void {
     this.needed = bytes;
     this.phase = phase;
@@ -90,9 +103,9 @@ export class ReplyParser {
   private magic(bytes: Buffer, at: number): void {
     const magic = decodeUint32(bytes, at);
     if (magic === STRUCTURED_MAGIC && this.structured) {
-      this.expect(STRUCTURED_BYTES - 4, this.structuredHead);
+      this.expect(STRUCTURED_BYTES - 4, 'structured');
     } else if (magic === SIMPLE_MAGIC) {
-      this.expect(SIMPLE_BYTES - 4, this.simpleHead);
+      this.expect(SIMPLE_BYTES - 4, 'simple');
     } else {
       throw new BadReply('the magic number of a reply is wrong');
     }
@@ -115,12 +128,12 @@ export class ReplyParser {
     this.length = decodeUint32(bytes, at + 12);
     if (this.type & CHUNK_ERROR_BIT) {
       checkErrorLength(this.length);
-      return this.expect(this.length, this.error);
+      return this.expect(this.length, 'error');
     }
     if (this.type === CHUNK.NONE && !this.last) throw new BadReply('an empty chunk that is not the last');
     const fixed = this.reply!.fixedBytes(this.type, this.length);
     if (fixed === 0) this.endChunk();
-    else this.expect(fixed, this.fixed);
+    else this.expect(fixed, 'fixed');
   }
 
   private find(bytes: Buffer, at: number): void {
@@ -128,12 +141,7 @@ export class ReplyParser {
     this.reply = this.table.find(decodeUint32(bytes, at), this.slot);
   }
 
-  private fixed(bytes: Buffer, at: number): void {
-    this.begin(this.reply!.start(this.type, this.length, bytes, at));
-  }
-
-  private error(bytes: Buffer, at: number): void {
-    const payload = bytes.subarray(at, at + this.length);
+  private error(payload: Buffer): void {
     // Of an unknown type of error only the number and the message have known places.
     const known = this.type === CHUNK.ERROR || this.type === CHUNK.ERROR_OFFSET;
     const end = known ? payload.length : 6 + decodeUint16(payload, 4);
@@ -152,7 +160,7 @@ export class ReplyParser {
   private endChunk(): void {
     this.body = undefined;
     this.reply = undefined;
-    this.expect(4, this.magic);
+    this.expect(4, 'magic');
     if (this.last) this.table.done(this.slot);
   }
 }

@@ -1,6 +1,6 @@
 /** A byte stream to a server: opened, upgraded to TLS, and lost at most once. */
 import { readFile } from 'node:fs/promises';
-import { createConnection, isIP, Socket } from 'node:net';
+import { createConnection, isIP, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { connect as connectTls } from 'node:tls';
