@@ -192,7 +192,8 @@ export class NbdClient implements AsyncDisposable {
 
   /** Up to 2^32-1 bytes. */
   writeZeroes(offset: number, length: number, options: WriteZeroesOptions = {}): Promise<void> {
-    if (!this.flags.writeZeroes) return this.refuse('WRITE_ZEROES');
+    // What is read-only offers none of it, and is refused as such below.
+    if (!this.flags.readOnly && !this.flags.writeZeroes) return this.refuse('WRITE_ZEROES');
     if (options.fast && !this.flags.fastZero) return this.refuse('fast WRITE_ZEROES');
     const flags =
       this.fua(options) |
