@@ -1,5 +1,6 @@
 /** The second phase of a connection: requests in flight, found again by their cookies. */
 import { ThickenError } from '../errors.js';
+import { AbortGroups } from './abort-groups.js';
 import { nbdErrors } from './errors.js';
 import { COMMAND, encodeRequest, REQUEST_BYTES, type CommandName } from './protocol.js';
 import { BadReply, type Reply } from './replies.js';
@@ -30,7 +31,6 @@ export interface Command<T> {
 interface Request extends Command<unknown> {
   resolve(value: unknown): void;
   reject(error: Error): void;
-  onAbort?: () => void;
   /** The promise has been settled; the reply may still be to come. */
   settled: boolean;
   /** The payload is still being read from the caller's buffer. */
@@ -48,6 +48,7 @@ const CLOSE_MS = 2_000;
 
 export class Connection {
   private readonly waiting = new Set<Request>();
+  private readonly aborts = new AbortGroups<Request>((request) => this.abort(request));
   private readonly slots: (Request | undefined)[] = [];
   private readonly freeSlots: number[] = [];
   private readonly parser: ReplyParser;
@@ -107,7 +108,7 @@ export class Connection {
       const state = { resolve, reject, settled: false, sending: false, generation: 0, tick: 0 };
       const request: Request = Object.assign(command, state);
       this.waiting.add(request);
-      this.listen(request);
+      if (request.signal) this.aborts.join(request.signal, request);
       this.pump();
     }) as Promise<T>;
   }
@@ -128,12 +129,6 @@ export class Connection {
     if (this.ending) return nbdErrors.closed(path);
     if (this.lost) return this.lost;
     return signal?.aborted ? nbdErrors.cancelled(path, { offset, length }) : undefined;
-  }
-
-  private listen(request: Request): void {
-    if (!request.signal) return;
-    request.onAbort = () => this.abort(request);
-    request.signal.addEventListener('abort', request.onAbort, { once: true });
   }
 
   private abort(request: Request): void {
@@ -213,7 +208,7 @@ export class Connection {
   private settle(request: Request, outcome: unknown): void {
     if (request.settled) return;
     request.settled = true;
-    if (request.onAbort) request.signal!.removeEventListener('abort', request.onAbort);
+    if (request.signal) this.aborts.leave(request.signal, request);
     if (outcome instanceof ThickenError) request.reject(outcome);
     else request.resolve(outcome);
   }

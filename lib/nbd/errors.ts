@@ -34,7 +34,7 @@ const MOST_TEXT = 200;
 export function sanitise(text: string): string {
   const plain = text
     .slice(0, 8 * MOST_TEXT)
-    .replace(/[\p{C}\p{Zl}\p{Zp}]+/gu, ' ')
+    .replace(/[\s\p{C}]+/gu, ' ')
     .trim();
   const characters = [...plain];
   return characters.length > MOST_TEXT ? `${characters.slice(0, MOST_TEXT).join('')}…` : plain;

@@ -170,8 +170,9 @@ describe.runIf(requires({ tools: ['nbdkit'] }))('a server', () => {
   test('that is killed loses all requests, and nothing else', async () => {
     await using server = await nbdkit(['memory', '64M', 'delay-read=60'], ['--filter=delay', '-t', '4']);
     await using client = await NbdClient.connect(server.uri, { metaContexts: ['base:allocation'] });
-    const reads = Array.from({ length: 200 }, (_, i) => codeOf(client.read(i * 4096, 4096)));
     await client.blockStatus(0, 4096);
+    const reads = Array.from({ length: 200 }, (_, i) => codeOf(client.read(i * 4096, 4096)));
+    await new Promise((resolve) => setImmediate(resolve));
     server.process.kill('SIGKILL');
     const codes = await Promise.all(reads);
     expect(new Set(codes)).toEqual(new Set(['NBD_LOST']));

@@ -62,17 +62,17 @@ export const SIZE = 2 ** 24;
 export const ALL_FLAGS = 0b110111101101;
 export const CONTEXT_IDS = new Map([[7, 'base:allocation'], [9, 'qemu:allocation-depth']]);
 
-/** All that a well-behaved server says in the handshake, whether it is asked or not. */
+/** A well-behaved server's answer to an option. */
+function answers(option: number, structured: boolean): Buffer[] {
+  if (option === 8) return [structured ? ack(8) : refusal(8, 1)];
+  if (option === 10) return [...[...CONTEXT_IDS].map(([id, name]) => metaContext(id, name)), ack(10)];
+  return [infoExport(SIZE, ALL_FLAGS), infoBlockSize(512, 4096, 2 ** 20), ack(7)];
+}
+
+/** All that it says in the handshake with a client that asks for contexts. */
 export function transcript(structured = true): Buffer[] {
-  const contexts = [...CONTEXT_IDS].map(([id, name]) => metaContext(id, name));
-  return [
-    hello(),
-    structured ? ack(8) : refusal(8, 1),
-    ...(structured ? [...contexts, ack(10)] : []),
-    infoExport(SIZE, ALL_FLAGS),
-    infoBlockSize(512, 4096, 2 ** 20),
-    ack(7),
-  ];
+  const options = structured ? [8, 10, 7] : [8, 7];
+  return [hello(), ...options.flatMap((option) => answers(option, structured))];
 }
 
 export interface WireRequest {
@@ -89,7 +89,7 @@ export interface Peer {
   /** What the client sends, options first. */
   inbox: Inbox;
   option(): Promise<{ option: number; data: Buffer }>;
-  /** Plays the handshake's part: reads the client's flags and all options up to GO. */
+  /** Answers all options up to GO. */
   handshake(structured?: boolean): Promise<void>;
   request(): Promise<WireRequest>;
 }
@@ -135,9 +135,12 @@ function peerOf(socket: Socket): Peer {
     option,
     send: (...parts) => void socket.write(Buffer.concat(parts)),
     handshake: async (structured = true) => {
-      peer.send(...transcript(structured));
+      peer.send(hello());
       await inbox.take(4);
-      while ((await option()).option !== 7);
+      for (let last = 0; last !== 7; ) {
+        last = (await option()).option;
+        peer.send(...answers(last, structured));
+      }
     },
     request: async () => {
       const head = await inbox.take(28);
