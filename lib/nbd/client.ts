@@ -61,7 +61,12 @@ const DEFAULT_LIMITS: Limits = {
   maxBytesInFlight: 2 ** 26,
   requestTimeoutMs: 120_000,
 };
-const MOST_IN_FLIGHT = 1024;
+/** The least and the most that each may be; a timer takes no more than 2^31-1 ms. */
+const BOUNDS: Record<keyof Limits, [least: number, most: number]> = {
+  maxInFlight: [1, 1024],
+  maxBytesInFlight: [1, Number.MAX_SAFE_INTEGER],
+  requestTimeoutMs: [0, 2 ** 31 - 1],
+};
 
 /**
  * All offsets and lengths are bytes, and multiples of `blockSize.minimum` (but for a length that
@@ -279,10 +284,8 @@ function plain(name: CommandName, offset: number, length: number, flags = 0) {
 function limitsOf(options: ConnectOptions): Limits {
   const limits = { ...DEFAULT_LIMITS };
   for (const key of Object.keys(limits) as (keyof Limits)[]) {
-    const value = options[key];
-    if (value === undefined) continue;
-    const least = key === 'requestTimeoutMs' ? 0 : 1;
-    const most = key === 'maxInFlight' ? MOST_IN_FLIGHT : Number.MAX_SAFE_INTEGER;
+    const value = options[key] ?? limits[key];
+    const [least, most] = BOUNDS[key];
     if (!Number.isSafeInteger(value) || value < least || value > most) {
       throw nbdErrors.option(`${key} is ${value}`, `give a whole number from ${least} to ${most}`);
     }

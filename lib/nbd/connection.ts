@@ -3,6 +3,7 @@ import { ThickenError } from '../errors.js';
 import { AbortGroups } from './abort-groups.js';
 import { nbdErrors } from './errors.js';
 import { COMMAND, encodeRequest, REQUEST_BYTES, type CommandName } from './protocol.js';
+import { Queue, Queued } from './queue.js';
 import { BadReply, type Reply } from './replies.js';
 import { ReplyParser } from './reply-parser.js';
 import type { Transport } from './transport.js';
@@ -28,16 +29,27 @@ export interface Command<T> {
   signal: AbortSignal | undefined;
 }
 
-interface Request extends Command<unknown> {
-  resolve(value: unknown): void;
-  reject(error: Error): void;
+class Request extends Queued {
   /** The promise has been settled; the reply may still be to come. */
-  settled: boolean;
+  settled = false;
   /** The payload is still being read from the caller's buffer. */
-  sending: boolean;
-  generation: number;
+  sending = false;
+  generation = 0;
   /** The clock's tick at which it was sent. */
-  tick: number;
+  tick = 0;
+
+  constructor(
+    readonly command: Command<unknown>,
+    readonly resolve: (value: unknown) => void,
+    readonly reject: (error: Error) => void,
+  ) {
+    super();
+  }
+
+  get range(): { offset: number; length: number } {
+    const { offset, length } = this.command;
+    return { offset, length };
+  }
 }
 
 /** An answer is too late after this many ticks: a process that was stopped must not count the time. */
@@ -47,7 +59,7 @@ const MOST_HELD = 2 ** 26;
 const CLOSE_MS = 2_000;
 
 export class Connection {
-  private readonly waiting = new Set<Request>();
+  private readonly waiting = new Queue<Request>();
   private readonly aborts = new AbortGroups<Request>((request) => this.abort(request));
   private readonly slots: (Request | undefined)[] = [];
   private readonly freeSlots: number[] = [];
@@ -68,7 +80,7 @@ export class Connection {
     private readonly limits: Limits,
   ) {
     const table = {
-      find: (generation: number, slot: number) => this.find(generation, slot).reply,
+      find: (generation: number, slot: number) => this.find(generation, slot).command.reply,
       done: (slot: number) => this.done(slot),
     };
     this.parser = new ReplyParser(table, structured);
@@ -105,10 +117,9 @@ export class Connection {
     const refusal = this.refusal(command);
     if (refusal) return Promise.reject(refusal);
     return new Promise<unknown>((resolve, reject) => {
-      const state = { resolve, reject, settled: false, sending: false, generation: 0, tick: 0 };
-      const request: Request = Object.assign(command, state);
-      this.waiting.add(request);
-      if (request.signal) this.aborts.join(request.signal, request);
+      const request = new Request(command, resolve, reject);
+      this.waiting.push(request);
+      if (command.signal) this.aborts.join(command.signal, request);
       this.pump();
     }) as Promise<T>;
   }
@@ -135,22 +146,21 @@ export class Connection {
     // The buffer goes back to the caller only when it is not read any more.
     if (request.sending) return;
     // One that has been sent keeps its slot, and its bytes, until its reply has come.
-    this.waiting.delete(request);
-    const { offset, length } = request;
-    this.settle(request, nbdErrors.cancelled(this.transport.path, { offset, length }));
+    this.waiting.remove(request);
+    this.settle(request, nbdErrors.cancelled(this.transport.path, request.range));
     this.pump();
   }
 
   private pump(): void {
-    for (const request of this.waiting) {
-      if (!this.fits(request)) return;
-      this.waiting.delete(request);
-      this.send(request);
+    for (let next = this.waiting.first; next; next = this.waiting.first) {
+      if (!this.fits(next.command.bytes)) return;
+      this.waiting.remove(next);
+      this.send(next);
     }
     if (this.inFlight === 0) this.idle?.();
   }
 
-  private fits({ bytes }: Request): boolean {
+  private fits(bytes: number): boolean {
     if (this.lost || this.transport.blocked) return false;
     if (this.inFlight >= this.limits.maxInFlight) return false;
     const together = this.bytesInFlight + bytes;
@@ -161,12 +171,12 @@ export class Connection {
     const slot = this.freeSlots.pop() ?? this.slots.length;
     this.slots[slot] = request;
     this.inFlight++;
-    this.bytesInFlight += request.bytes;
+    this.bytesInFlight += request.command.bytes;
     this.generation = (this.generation + 1) >>> 0;
     request.generation = this.generation;
     request.tick = this.tick;
     const head = Buffer.allocUnsafe(REQUEST_BYTES);
-    const { flags, name, offset, length, payload } = request;
+    const { flags, name, offset, length, payload } = request.command;
     encodeRequest(head, flags, COMMAND[name], request.generation, slot, offset, length);
     if (!payload) return this.transport.send(head);
     request.sending = true;
@@ -175,7 +185,7 @@ export class Connection {
 
   private sent(request: Request): void {
     request.sending = false;
-    if (request.signal?.aborted) this.abort(request);
+    if (request.command.signal?.aborted) this.abort(request);
   }
 
   private find(generation: number, slot: number): Request {
@@ -191,16 +201,19 @@ export class Connection {
     this.slots[slot] = undefined;
     this.freeSlots.push(slot);
     this.inFlight--;
-    this.bytesInFlight -= request.bytes;
-    this.heldBytes -= request.reply.heldBytes;
+    this.bytesInFlight -= request.command.bytes;
+    this.heldBytes -= request.command.reply.heldBytes;
     this.settle(request, outcome);
     this.pump();
   }
 
-  private outcome({ reply, settled, name, offset, length }: Request): unknown {
+  private outcome({ command, settled, range }: Request): unknown {
+    const { reply, name } = command;
     const { error } = reply;
-    if (!error) return settled ? undefined : reply.result();
-    const details = { path: this.transport.path, offset, length };
+    // Nobody looks at a cancelled one's.
+    if (settled) return undefined;
+    if (!error) return reply.result();
+    const details = { path: this.transport.path, ...range };
     return nbdErrors.command(error.errno, name, error.message, details);
   }
 
@@ -208,7 +221,8 @@ export class Connection {
   private settle(request: Request, outcome: unknown): void {
     if (request.settled) return;
     request.settled = true;
-    if (request.signal) this.aborts.leave(request.signal, request);
+    const { signal } = request.command;
+    if (signal) this.aborts.leave(signal, request);
     if (outcome instanceof ThickenError) request.reject(outcome);
     else request.resolve(outcome);
   }
@@ -216,10 +230,11 @@ export class Connection {
   private lose(error: ThickenError): void {
     this.lost = error;
     clearInterval(this.clock);
-    const requests = [...this.slots, ...this.waiting];
-    this.slots.length = 0;
-    this.waiting.clear();
-    for (const request of requests) if (request) this.settle(request, error);
+    for (const request of this.slots.splice(0)) if (request) this.settle(request, error);
+    for (let next = this.waiting.first; next; next = this.waiting.first) {
+      this.waiting.remove(next);
+      this.settle(next, error);
+    }
     this.idle?.();
   }
 
@@ -227,14 +242,13 @@ export class Connection {
     this.tick++;
     const late = this.slots.find((request) => request && this.tick - request.tick > TICKS);
     if (!late) return;
-    const { name, offset, length } = late;
-    const what = `${name} got no answer within ${this.limits.requestTimeoutMs} ms`;
-    this.transport.fail(nbdErrors.timeout(this.transport.path, what, { offset, length }));
+    const what = `${late.command.name} got no answer within ${this.limits.requestTimeoutMs} ms`;
+    this.transport.fail(nbdErrors.timeout(this.transport.path, what, late.range));
   }
 
   private async end(): Promise<void> {
     // A client must not send DISC before all its replies have come (NBD protocol).
-    if (!this.lost && (this.inFlight > 0 || this.waiting.size > 0)) {
+    if (!this.lost && (this.inFlight > 0 || this.waiting.first)) {
       await new Promise<void>((resolve) => (this.idle = resolve));
     }
     const closed = nbdErrors.closed(this.transport.path);

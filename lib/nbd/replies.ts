@@ -113,7 +113,7 @@ export class ReadReply extends Reply<Buffer> {
   private add(start: number, end: number): void {
     const { pieces } = this;
     // Not cleared: the result is given out only when each byte has been written.
-    if (pieces.length === 0) this.data = Buffer.allocUnsafeSlow(this.length);
+    if (pieces.length === 0) this.data = Buffer.allocUnsafe(this.length);
     let at = pieces.length;
     while (at > 0 && pieces[at - 1]! > start) at--;
     // An odd place is within a piece; and the next one must not begin before the end.

@@ -266,7 +266,7 @@ describe.runIf(requires({ tools: ['nbdkit'] }))('the way to the server', () => {
     await expect(NbdClient.connect(server.uri, { signal: aborted })).rejects.toMatchObject({ code: 'CANCELLED' });
   });
 
-  test.each([{ maxInFlight: 0 }, { maxInFlight: 1e6 }, { maxBytesInFlight: -1 }, { requestTimeoutMs: 0.5 }, { timeoutMs: 0 }, { exportName: 'x'.repeat(4097) }, { exportName: 'a\0' }])(
+  test.each([{ maxInFlight: 0 }, { maxInFlight: 1e6 }, { maxBytesInFlight: -1 }, { requestTimeoutMs: 0.5 }, { requestTimeoutMs: 2 ** 31 }, { timeoutMs: 0 }, { timeoutMs: 2 ** 31 }, { exportName: 'x'.repeat(4097) }, { exportName: 'a\0' }])(
     'is not taken with %o',
     async (options) => {
       await expect(NbdClient.connect(server.uri, options)).rejects.toMatchObject({ code: 'USAGE' });

@@ -10,7 +10,7 @@ const LAYERS = [
   ['errors'],
   ['range', 'range-list', 'units', 'extent'],
   ['align', 'read-ahead'],
-  ['nbd/abort-groups', 'nbd/errors', 'nbd/protocol'],
+  ['nbd/abort-groups', 'nbd/errors', 'nbd/protocol', 'nbd/queue'],
   ['nbd/uri', 'nbd/inbox', 'nbd/replies'],
   ['nbd/transport', 'nbd/reply-parser', 'nbd/status-join'],
   ['nbd/handshake', 'nbd/connection'],
