@@ -1,5 +1,4 @@
 /** A client of one export of an NBD server. */
-import type { Duplex } from 'node:stream';
 import { Connection, type Command, type Limits } from './connection.js';
 import { nbdErrors } from './errors.js';
 import { dial, type DialOptions, type NbdAddress } from './dial.js';
@@ -7,6 +6,7 @@ import type { Negotiated } from './handshake.js';
 import {
   COMMAND_FLAG,
   MOST_LENGTH,
+  MOST_STRING,
   type BlockSize,
   type CommandName,
   type ExportFlags,
@@ -56,6 +56,8 @@ export interface WriteZeroesOptions extends WriteOptions {
   fast?: boolean;
 }
 
+const MOST_CONTEXTS = 32;
+
 const DEFAULT_LIMITS: Limits = {
   maxInFlight: 16,
   maxBytesInFlight: 2 ** 26,
@@ -84,16 +86,17 @@ export class NbdClient implements AsyncDisposable {
   ) {}
 
   /**
-   * Connects to an address, a `nbd://` URI, or over a stream that is connected already.
+   * Connects to an address, a `nbd://` URI, or over a stream that is connected already, and is then
+   * the client's to end, also where this fails.
    * Throws NBD_LOST, NBD_PROTOCOL, NBD_REFUSED, NBD_TLS, NBD_TIMEOUT, CANCELLED, USAGE, and RANGE
    * for an export of more than 2^53-1 bytes.
    */
   static async connect(
-    address: NbdAddress | string | { stream: Duplex },
+    address: NbdAddress | string,
     options: ConnectOptions = {},
   ): Promise<NbdClient> {
     const limits = limitsOf(options);
-    const contexts = options.metaContexts ?? [];
+    const contexts = contextsOf(options);
     return dial(address, options, async (handshake, transport, exportName) => {
       const structured = await handshake.askStructured();
       const chosen =
@@ -108,7 +111,7 @@ export class NbdClient implements AsyncDisposable {
     });
   }
 
-  /** The exports that the server is willing to list. */
+  /** The exports that the server is willing to list; names and words as it sends them, unsanitised. */
   static list(
     address: NbdAddress | string,
     options: DialOptions = {},
@@ -151,10 +154,12 @@ export class NbdClient implements AsyncDisposable {
     return [...this.facts.contexts.values()];
   }
 
+  /** As the server has it, unsanitised. */
   get exportName(): string {
     return this.facts.exportName;
   }
 
+  /** The server's words for people, unsanitised. */
   get description(): string | null {
     return this.facts.description;
   }
@@ -279,6 +284,13 @@ export class NbdClient implements AsyncDisposable {
 
 function plain(name: CommandName, offset: number, length: number, flags = 0) {
   return { name, offset, length, flags, bytes: 0, reply: new PlainReply() };
+}
+
+function contextsOf({ metaContexts = [] }: ConnectOptions): string[] {
+  const names = [...new Set(metaContexts)];
+  const fits = (name: string) => name !== '' && Buffer.byteLength(name) <= MOST_STRING;
+  if (names.length <= MOST_CONTEXTS && names.every(fits)) return names;
+  throw nbdErrors.option('metaContexts has a name that is none, or too many', 'give a few names');
 }
 
 function limitsOf(options: ConnectOptions): Limits {

@@ -1,5 +1,5 @@
 /** The second phase of a connection: requests in flight, found again by their cookies. */
-import { ThickenError } from '../errors.js';
+import { ThickenError, toThickenError } from '../errors.js';
 import { AbortGroups } from './abort-groups.js';
 import { nbdErrors } from './errors.js';
 import { COMMAND, encodeRequest, REQUEST_BYTES, type CommandName } from './protocol.js';
@@ -101,8 +101,10 @@ export class Connection {
     try {
       this.parser.add(chunk);
     } catch (error) {
-      if (!(error instanceof BadReply)) throw error;
-      this.transport.fail(nbdErrors.protocol(this.transport.path, error.message));
+      // Thrown on, it would end the process: nobody stands above a stream's events.
+      const bad = error instanceof BadReply;
+      const { path } = this.transport;
+      this.transport.fail(bad ? nbdErrors.protocol(path, error.message) : toThickenError(error));
     }
   }
 

@@ -52,15 +52,17 @@ interface Answer {
 
 /** A reply's data is at most two strings and some numbers. */
 const MOST_REPLY = 2 * MOST_STRING + 64;
-/** Replies to one option; those of LIST are limited by bytes too. */
+/** Replies to one option; lists are limited by their bytes too. */
 const MOST_REPLIES = 64;
 const MOST_LISTED = 65_536;
+const LISTS: readonly OptionName[] = ['LIST', 'LIST_META_CONTEXT'];
 const MOST_LISTED_BYTES = 2 ** 22;
 /** A server has no reason to send more than this before it is asked. */
 const MOST_UNREAD = 2 ** 20;
 
 export class Handshake {
   private readonly inbox = new Inbox();
+  private noZeroes = false;
 
   constructor(private readonly transport: Transport) {
     transport.handlers = {
@@ -90,8 +92,6 @@ export class Handshake {
     const own = flags & (HANDSHAKE.fixedNewstyle | HANDSHAKE.noZeroes);
     this.transport.send(encodeClientFlags(own));
   }
-
-  private noZeroes = false;
 
   /** Asks for TLS; when this resolves, the stream is to be upgraded. */
   async askTls(): Promise<void> {
@@ -192,8 +192,9 @@ export class Handshake {
     },
   ): Promise<Answer> {
     this.transport.send(encodeOption(OPTION[name], data));
+    const most = LISTS.includes(name) ? MOST_LISTED : MOST_REPLIES;
     let bytes = 0;
-    for (let count = 0; count < (name === 'LIST' ? MOST_LISTED : MOST_REPLIES); count++) {
+    for (let count = 0; count < most; count++) {
       const answer = await this.answer(name);
       if (answer.type === REPLY.ACK || answer.type >= REPLY_ERROR) return answer;
       bytes += answer.data.length;

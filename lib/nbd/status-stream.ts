@@ -17,7 +17,10 @@ export interface StatusStreamOptions {
   contexts?: readonly string[];
   /** Requests under way at a time; 4 by default. */
   lanes?: number;
-  /** Bytes that one request asks for at most, under 4 GiB; 2 GiB by default. */
+  /**
+   * Bytes that one request asks for at most, under 4 GiB; 2 GiB by default. QEMU looks up the extents
+   * of one request in the thread of a guest's I/O: ask for less where a guest runs.
+   */
   step?: number;
   signal?: AbortSignal | undefined;
 }
@@ -50,14 +53,17 @@ export async function* statusPages(
 async function* rawPages(client: StatusSource, range: ByteRange, options: StatusStreamOptions) {
   if (range.length === 0) return;
   const leaving = new AbortController();
+  const leave = () => leaving.abort();
   const { signal } = options;
-  const any = signal ? AbortSignal.any([signal, leaving.signal]) : leaving.signal;
+  if (signal?.aborted) leave();
+  signal?.addEventListener('abort', leave);
   try {
-    const pieces = new Pieces(client, range, options, any);
+    const pieces = new Pieces(client, range, options, leaving.signal);
     while (!pieces.done) yield await pieces.take();
   } finally {
+    signal?.removeEventListener('abort', leave);
     // Whoever leaves the loop early has no use for what is still under way.
-    leaving.abort();
+    leave();
   }
 }
 

@@ -1,14 +1,18 @@
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { ThickenError } from '../../lib/errors.js';
 import { NbdClient, type ConnectOptions } from '../../lib/nbd/client.js';
 import { waitFor } from '../support/wait.js';
 import {
+  ack,
   chunk,
   dataChunk,
   errorChunk,
   fakeServer,
+  hello,
   holeChunk,
+  infoBlockSize,
+  infoExport,
   none,
   simple,
   SIZE,
@@ -209,6 +213,25 @@ describe('a server that stops', () => {
     );
     const asked = Array.from({ length: 5 }, () => codeOf(client.read(0, 512)));
     expect(new Set(await Promise.all(asked))).toEqual(new Set(['NBD_TIMEOUT']));
+  });
+
+  test('is no reason to crash where memory ends', async () => {
+    // READ of as much as the server claims to give: no such buffer can be made on this machine.
+    const fake = await fakeServer(async (peer) => {
+      peer.send(hello(), ack(8), infoExport(2 ** 45, 1), infoBlockSize(1, 1, 2 ** 32 - 1), ack(7));
+      await peer.inbox.take(4);
+      while ((await peer.option()).option !== 7);
+      const { cookie } = await peer.request();
+      peer.send(dataChunk(false, cookie, 0, bytes(1)));
+    });
+    await using client = await NbdClient.connect(fake);
+    const allocate = vi.spyOn(Buffer, 'allocUnsafe').mockImplementation((length) => {
+      if (length > 2 ** 31) throw new RangeError('Array buffer allocation failed');
+      return Buffer.alloc(length);
+    });
+    const code = await codeOf(client.read(0, 2 ** 32 - 1));
+    allocate.mockRestore();
+    expect(code).toBe('INTERNAL');
   });
 
   test('is not waited for by destroy', async () => {

@@ -155,6 +155,11 @@ describe.runIf(requires({ tools: ['qemu-nbd', 'qemu-io'] }))('pages of status', 
     const signal = AbortSignal.abort();
     const all = { offset: 0, length: client.size };
     await expect(statusPages(client, all, { signal }).next()).rejects.toMatchObject({ code: 'CANCELLED' });
+    const later = new AbortController();
+    const pages = statusPages(client, all, { signal: later.signal, step: MiB, lanes: 1 });
+    await pages.next();
+    later.abort();
+    await expect(pages.next()).rejects.toMatchObject({ code: 'CANCELLED' });
     const missing = statusPages(client, all, { contexts: [ALLOCATION_DEPTH] }).next();
     await expect(missing).rejects.toMatchObject({ code: 'ENOTSUP', message: expect.stringContaining(ALLOCATION_DEPTH) });
     expect((await client.read(0, 512)).length).toBe(512);
