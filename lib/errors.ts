@@ -92,7 +92,7 @@ function place(details: ErrorDetails): string {
   return parts.join('');
 }
 
-function build(code: string, what: string, remedy: string, details: ErrorDetails = {}) {
+export function build(code: string, what: string, remedy: string, details: ErrorDetails = {}) {
   return new ThickenError(code, `${what}${place(details)}; ${remedy}`, details);
 }
 

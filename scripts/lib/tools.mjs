@@ -30,6 +30,11 @@ const tools = {
     'qemu-storage-daemon': 'qemu-system-common',
     'qemu-system-x86_64': 'qemu-system-x86',
     strace: 'strace',
+    'qemu-nbd': 'qemu-utils',
+    'qemu-io': 'qemu-utils',
+    nbdkit: 'nbdkit',
+    nbdinfo: 'libnbd-bin',
+    openssl: 'openssl',
   },
   bench: { ...build, ...storage },
   // Another version formats differently.
