@@ -78,7 +78,7 @@ export class EventStream implements AsyncIterableIterator<QmpEvent>, AsyncDispos
     resolve: (result: IteratorResult<QmpEvent, undefined>) => void;
     reject: (error: unknown) => void;
   }[] = [];
-  private ended: { error: unknown } | undefined;
+  private ended: { error: Error | null } | undefined;
   private dropped = 0;
   private readonly unsubscribe: () => void;
 
@@ -116,10 +116,10 @@ export class EventStream implements AsyncIterableIterator<QmpEvent>, AsyncDispos
 
   private fail(error: unknown): void {
     this.unsubscribe();
-    this.end(error);
+    this.end(error instanceof Error ? error : new Error(String(error)));
   }
 
-  private end(error: unknown): void {
+  private end(error: Error | null): void {
     if (this.ended) return;
     this.ended = { error };
     for (const taker of this.takers.splice(0)) {
