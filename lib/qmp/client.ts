@@ -188,6 +188,8 @@ export class QmpClient implements AsyncDisposable {
   private ask(command: string, args: object | undefined, options: ExecuteOptions): Promise<unknown> {
     return unhurried(
       new Promise((resolve, reject) => {
+        // A peer can greet and break the protocol in one breath, before the greeting is acted on.
+        if (this.ending) throw this.refusal();
         if (this.outstanding.full) throw qmpErrors.tooMany(this.name, MOST_OUTSTANDING);
         const { signal, timeoutMs = this.commandTimeoutMs } = options;
         if (signal?.aborted) throw qmpErrors.cancelled(this.name, command, signal.reason);
@@ -293,16 +295,18 @@ export class QmpClient implements AsyncDisposable {
   }
 
   /** Whether this QEMU has the command, by its own description. */
-  async supports(command: string): Promise<boolean> {
-    return (await this.description()).hasCommand(command);
+  supports(command: string): Promise<boolean> {
+    return unhurried(this.description().then((schema) => schema.hasCommand(command)));
   }
 
   /**
    * Whether the command takes the argument at `path` (members, joined by dots; those of any variant
    * of a union count), and, if a `value` is given, whether it knows that word.
    */
-  async supportsArgument(command: string, path: string, value?: string): Promise<boolean> {
-    return (await this.description()).hasArgument(command, path, value);
+  supportsArgument(command: string, path: string, value?: string): Promise<boolean> {
+    return unhurried(
+      this.description().then((schema) => schema.hasArgument(command, path, value)),
+    );
   }
 
   /** Asked for once, since it takes 0.2 MiB; again only where it failed. */

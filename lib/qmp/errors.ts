@@ -7,7 +7,7 @@ const MOST_FOREIGN_CHARACTERS = 500;
 /** Text of the peer's, safe to print: bounded, without control or direction characters. */
 export function printable(text: string): string {
   const start = text.slice(0, MOST_FOREIGN_CHARACTERS);
-  const safe = start.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]+/gu, ' ').trim();
+  const safe = start.replace(/[\s\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]+/gu, ' ').trim();
   return text.length > start.length ? `${safe}…` : safe;
 }
 
@@ -79,7 +79,7 @@ export const qmpErrors = {
   timeout: (monitor: string, what: string, milliseconds: number) =>
     build(
       'QMP_TIMEOUT',
-      `${what} was not answered within ${milliseconds} ms${on(monitor)}`,
+      `${what} was not answered within ${Math.round(milliseconds)} ms${on(monitor)}`,
       'see whether QEMU is stopped or waits for its storage; the command may still be carried out',
       { path: monitor, command: what },
     ),

@@ -1,4 +1,5 @@
 /** How long somebody waits. */
+import { setMaxListeners } from 'node:events';
 import type { ThickenError } from '../errors.js';
 
 export interface WaitLimits {
@@ -11,8 +12,8 @@ export interface WaitLimits {
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 /**
- * Calls `fail` once, when the time is up or the signal aborts (at once, if it has already). Returns
- * what ends the watch.
+ * Calls `fail` once, when the time is up or the signal aborts; never before it has returned what
+ * ends the watch.
  */
 export function watchLimits(
   { timeoutMs = Infinity, signal }: WaitLimits,
@@ -22,16 +23,23 @@ export function watchLimits(
   const onAbort = () => end(errors.cancelled(signal?.reason));
   const timer =
     timeoutMs <= LONGEST_TIMER_MS ? setTimeout(() => end(errors.timeout()), timeoutMs) : undefined;
+  let over = false;
   const stop = () => {
+    over = true;
     clearTimeout(timer);
     signal?.removeEventListener('abort', onAbort);
   };
   const end = (error: ThickenError) => {
+    if (over) return;
     stop();
     fail(error);
   };
-  if (signal?.aborted) onAbort();
-  else signal?.addEventListener('abort', onAbort);
+  if (signal?.aborted) queueMicrotask(onAbort);
+  else if (signal) {
+    // One signal for many commands is no leak; Node warns of eleven listeners, on stderr.
+    setMaxListeners(0, signal);
+    signal.addEventListener('abort', onAbort);
+  }
   return stop;
 }
 
