@@ -58,7 +58,13 @@ function deviceOf(vertices: Map<number, Vertex>, node: number): string | undefin
   const above = walk(vertices, node, 'above');
   const below = walk(vertices, node, 'below');
   const device = above.find(({ type, name }) => type === 'block-backend' && name !== '');
-  return (device ?? below.find(({ name }) => !name.startsWith('#')))?.name;
+  if (device) return idOf(device.name);
+  return below.find(({ name }) => !name.startsWith('#'))?.name;
+}
+
+/** A backend made for a device goes by the device's path: /machine/peripheral/ID/virtio-backend. */
+function idOf(name: string): string {
+  return /^\/machine\/peripheral\/([^/]+)/.exec(name)?.[1] ?? name;
 }
 
 function walk(vertices: Map<number, Vertex>, from: number, way: 'above' | 'below'): Vertex[] {

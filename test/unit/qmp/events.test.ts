@@ -74,7 +74,6 @@ describe('EventStream', () => {
       throw new TypeError('mine');
     }, 3);
     const worse = hub.stream(() => {
-      // eslint-disable-next-line @typescript-eslint/only-throw-error
       throw 'words';
     }, 3);
     const good = hub.stream('A', 3);
