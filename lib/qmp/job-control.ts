@@ -26,6 +26,11 @@ export interface JobEntry {
 }
 
 const SAMPLE_MS = 250;
+const LOOK_MS = 100;
+/** Longer than between two looks of a BlockJob without events. */
+const OWNERS_LOOKS = 10;
+/** A job may take its time to end; then `cancel` may be said again. */
+const MOST_LOOKS = 50;
 const NEVER = new AbortController().signal;
 const RUNNING = new Set<JobState>(['created', 'running']);
 
@@ -97,23 +102,32 @@ function isAlready(job: JobSample, how: Steering): boolean {
     case 'resume':
       return !over && !isPaused(job);
     case 'cancel':
+    case 'finalize':
       return over;
     case 'complete':
-    case 'finalize':
     default:
       return false;
   }
 }
 
 /**
- * The same, for one who only has the id. A job that has ended and waits to be dismissed, because
- * whoever started it is gone, is dismissed by `cancel`.
+ * The same, for one who only has the id. After `cancel`, what whoever started the job does not
+ * dismiss, because it is gone, is dismissed here.
  */
 export async function steer(client: QmpClient, id: string, how: Steering): Promise<void> {
   await control(client, id, how);
-  if (how !== 'cancel') return;
-  const job = (await sampleJobs(client)).find((candidate) => candidate.id === id);
-  if (job?.status === 'concluded') await dismiss(client, id);
+  if (how === 'cancel') await clearAway(client, id);
+}
+
+/** Whoever started the job has the first right to learn its end, which may take a few looks. */
+async function clearAway(client: QmpClient, id: string): Promise<void> {
+  let concluded = 0;
+  for (let looks = 0; looks < MOST_LOOKS; looks++) {
+    const job = (await sampleJobs(client)).find((candidate) => candidate.id === id);
+    if (!job) return;
+    if (job.status === 'concluded' && ++concluded > OWNERS_LOOKS) return dismiss(client, id);
+    await systemClock.sleep(LOOK_MS, NEVER);
+  }
 }
 
 /** A job that is gone by now was dismissed by somebody else. */

@@ -29,7 +29,7 @@ export interface QmpTransport {
   readonly handshake: boolean;
   /** Once, before anything is sent. What has come before is told then. */
   start(receiver: QmpReceiver): void;
-  /** One command as JSON text, without a line end. Rejects where it can't be sent. */
+  /** One command as JSON text, without a line end. Where this rejects, the connection is given up. */
   send(text: string): Promise<void>;
   /** Idempotent; what was sent before is still delivered if the peer takes it. `ended` is not called. */
   close(): Promise<void>;

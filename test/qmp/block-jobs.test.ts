@@ -19,7 +19,7 @@ import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import { chain, MiB, openQemu, relayedBy, withoutEvents } from './images.js';
 
-const here = requires({ tools: ['qemu-img', 'qemu-storage-daemon', 'qemu-system-x86_64'] });
+const here = requires({ tools: ['qemu-img', 'qemu-io', 'qemu-storage-daemon', 'qemu-system-x86_64'] });
 const code = (name: string) => expect.objectContaining({ code: name });
 /** So slow that no test sees the end. */
 const CRAWL = { device: 'disk', speed: 64 * 1024 };
@@ -179,7 +179,7 @@ describe.runIf(here)('a stream', () => {
     const { client } = qemu;
     await expect(startStream(client, { device: 'absent' })).rejects.toMatchObject({ code: 'QMP_COMMAND', command: 'block-stream' });
     for (const speed of [0, -1, NaN]) {
-      expect(() => startStream(client, { device: 'disk', speed })).toThrow(RangeError);
+      await expect(startStream(client, { device: 'disk', speed })).rejects.toBeInstanceOf(RangeError);
     }
     const job = await startStream(client, CRAWL);
     await expect(startStream(client, { device: 'disk' })).rejects.toEqual(code('QMP_COMMAND'));
@@ -213,6 +213,41 @@ describe.runIf(here)('a stream', () => {
     process.kill(qemu.pid, 'SIGCONT');
     await waitFor('QEMU to answer', () => job.setSpeed(Infinity).then(() => true, () => false));
     expect(await job.outcome).toMatchObject({ status: 'completed' });
+  });
+});
+
+describe.runIf(here)('what is done before the graph changes', () => {
+  test('is the time to flush: then nothing is lost with a QEMU that is killed', async () => {
+    const { base, overlay } = await chain(16 * MiB);
+    {
+      await using qemu = await openQemu(overlay);
+      const beforeFinalize = async (): Promise<void> => {
+        expect(await backingOf(qemu.client)).toBeDefined();
+        await mustRun('qemu-io', ['-f', 'raw', '-c', 'flush', qemu.nbd!]);
+      };
+      const job = await startStream(qemu.client, { device: 'disk' }, { beforeFinalize });
+      expect(await job.outcome).toMatchObject({ status: 'completed' });
+      expect(await backingOf(qemu.client)).toBeUndefined();
+      process.kill(qemu.pid, 'SIGKILL');
+      await qemu.client.onLost;
+    }
+    await mustRun('qemu-img', ['compare', '-q', '-f', 'raw', '-F', 'qcow2', base, overlay]);
+    await mustRun('qemu-img', ['check', '-q', overlay]);
+  });
+
+  test('undoes the job where it fails, and may be cancelled', async () => {
+    const { overlay } = await chain(MiB);
+    await using qemu = await openQemu(overlay);
+    const { client } = qemu;
+    const failing = () => Promise.reject(new TypeError('mine'));
+    const failed = await startStream(client, { device: 'disk' }, { beforeFinalize: failing });
+    expect(await failed.outcome).toMatchObject({ status: 'failed', error: { code: 'INTERNAL', message: expect.stringMatching(/^mine/) } });
+    const job = await startStream(client, { device: 'disk', jobId: 'mine' }, {
+      beforeFinalize: () => steer(client, 'mine', 'cancel'),
+    });
+    expect(await job.outcome).toMatchObject({ status: 'cancelled' });
+    expect(await backingOf(client)).toBeDefined();
+    expect(await client.execute('query-jobs')).toEqual([]);
   });
 });
 

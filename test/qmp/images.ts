@@ -24,7 +24,7 @@ export async function chain(
   return { base, overlay };
 }
 
-export type Opened = AsyncDisposable & { client: QmpClient; pid: number; address: string };
+export type Opened = AsyncDisposable & { client: QmpClient; pid: number; address: string; nbd: string | null };
 
 /** A QEMU whose node `disk` is `file`, and a client of its monitor. */
 export async function openQemu(
@@ -41,7 +41,7 @@ export async function openQemu(
     await client.onLost;
     await qemu.dispose();
   };
-  return { client, pid: qemu.pid, address, [Symbol.asyncDispose]: dispose };
+  return { client, pid: qemu.pid, nbd: qemu.nbd, address, [Symbol.asyncDispose]: dispose };
 }
 
 /** The same transport where events do not come. */

@@ -18,6 +18,7 @@ const LAYERS = [
   ['qmp/client'],
   ['qmp/job-sample', 'qmp/job-devices'],
   ['qmp/job-control'],
+  ['qmp/block-job'],
   ['qmp/block-jobs'],
   ['users', 'format', 'filesystem'],
   ['exclusive', 'extent-source'],
