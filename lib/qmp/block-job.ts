@@ -10,6 +10,7 @@ import {
   outcomeOf,
   sampleJobs,
   stateOf,
+  type Ending,
   type JobOutcome,
   type JobSample,
   type JobState,
@@ -70,10 +71,11 @@ export class BlockJob
 
   private readonly rate = new RateMeter();
   private latest: JobSample | undefined;
-  /** What an event said about the end. */
-  private spoiled: ThickenError | undefined;
   private settled = false;
-  private lastWords: { error: string | null; position: number; total: number } | undefined;
+  /** Why the job was undone before it was finalized. */
+  private spoiled: ThickenError | undefined;
+  /** What an event said about the end. */
+  private lastWords: Ending | undefined;
   private over = false;
   private leaving = false;
   private stopped = false;
@@ -127,38 +129,48 @@ export class BlockJob
     try {
       return (await sampleJobs(this.client)).find(({ id }) => id === this.id) ?? null;
     } catch (error) {
-      const slow = error instanceof ThickenError && error.code === 'QMP_TIMEOUT';
-      if (slow && !this.leaving) return undefined;
-      throw error;
+      this.bear(error);
+      return undefined;
     }
   }
 
-  /** Once; without something to do before, finalizing is left to whoever turned it off. */
+  /** The next look will tell more, where QEMU was too slow to answer. */
+  private bear(error: unknown): void {
+    const slow = error instanceof ThickenError && error.code === 'QMP_TIMEOUT';
+    if (!slow || this.leaving) throw error;
+  }
+
+  /** Where there is nothing to do before, finalizing is left to whoever turned it off. */
   private async settle(): Promise<void> {
     const { beforeFinalize } = this.options;
-    if (!beforeFinalize || this.settled) return;
-    this.settled = true;
-    try {
-      await beforeFinalize();
-    } catch (error) {
-      this.spoiled = toThickenError(error);
+    if (!beforeFinalize) return;
+    if (!this.settled) {
+      const done = Promise.resolve().then(beforeFinalize);
+      await done.catch((error: unknown) => (this.spoiled = toThickenError(error)));
+      this.settled = true;
     }
-    await control(this.client, this.id, this.spoiled ? 'cancel' : 'finalize').catch(ifGone);
-    this.wake();
+    try {
+      await control(this.client, this.id, this.spoiled ? 'cancel' : 'finalize').catch(ifGone);
+      this.wake();
+    } catch (error) {
+      this.bear(error);
+    }
   }
 
   private async conclude(sample: JobSample): Promise<JobOutcome> {
     // The outcome is known; a connection that breaks now does not change it.
     if (this.own) await dismiss(this.client, this.id).catch(() => undefined);
-    const { position, total } = sample;
-    if (this.spoiled) return { status: 'failed', position, total, error: this.spoiled };
-    return outcomeOf(this.client.name, sample);
+    return this.judge(sample);
   }
 
   private vanished(): JobOutcome {
-    const { lastWords, id } = this;
-    if (!lastWords) throw jobErrors.gone(this.place());
-    return outcomeOf(this.client.name, { id, type: this.place().type, ...lastWords });
+    if (!this.lastWords) throw jobErrors.gone(this.place());
+    return this.judge(this.lastWords);
+  }
+
+  private judge({ error, position, total }: Ending): JobOutcome {
+    if (this.spoiled) return { status: 'failed', position, total, error: this.spoiled };
+    return outcomeOf(this.place(), { error, position, total });
   }
 
   private place() {
@@ -246,7 +258,10 @@ export class BlockJob
     this.wake();
   }
 
-  /** Cancels a job that was started from here, and waits for its end; else only stops watching. */
+  /**
+   * Cancels a job that was started from here, and waits for its end (and for `beforeFinalize`); else
+   * only stops watching. A job is left where QEMU is gone or does not answer.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     this.leaving = true;
     if (!this.own) this.stop();

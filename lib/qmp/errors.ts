@@ -119,7 +119,7 @@ export const qmpErrors = {
     ),
 };
 
-interface JobPlace {
+export interface JobPlace {
   monitor: string;
   id: string;
   type: string;

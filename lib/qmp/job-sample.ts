@@ -2,7 +2,7 @@
 import type { ThickenError } from '../errors.js';
 import type { QmpClient } from './client.js';
 import type { IoStatus, JobStatus } from './commands.js';
-import { jobErrors, qmpErrors } from './errors.js';
+import { jobErrors, qmpErrors, type JobPlace } from './errors.js';
 import { isObject } from './message.js';
 
 export interface JobSample {
@@ -86,14 +86,16 @@ const CODES: Record<string, string> = {
 };
 const CANCELLED = 'Operation canceled';
 
-/** The end of a job, by QEMU's words about it (null: none, it was completed). */
-export function outcomeOf(
-  monitor: string,
-  ended: { id: string; type: string; position: number; total: number; error: string | null },
-): JobOutcome {
-  const { id, type, position, total, error } = ended;
+/** How a job ended, in QEMU's words; null: well. */
+export interface Ending {
+  error: string | null;
+  position: number;
+  total: number;
+}
+
+export function outcomeOf(place: JobPlace, { error, position, total }: Ending): JobOutcome {
   if (error === null) return { status: 'completed', position, total };
   if (error === CANCELLED) return { status: 'cancelled', position, total };
   const code = CODES[error] ?? 'JOB_FAILED';
-  return { status: 'failed', position, total, error: jobErrors.failed({ monitor, id, type }, code, error) };
+  return { status: 'failed', position, total, error: jobErrors.failed(place, code, error) };
 }

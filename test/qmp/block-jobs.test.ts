@@ -201,6 +201,20 @@ describe.runIf(here)('a stream', () => {
     await waitFor('the job to be dismissed', async () => (await client.execute('query-jobs')).length === 0);
   });
 
+  test('is left where QEMU does not answer, and leaving does not wait for ever', async () => {
+    const { overlay } = await chain(MiB);
+    await using qemu = await openQemu(overlay);
+    await qemu.client.close();
+    const client = await QmpClient.connect(qemu.address, { commandTimeoutMs: 200 });
+    const job = await startStream(client, CRAWL);
+    await state(job, 'running');
+    process.kill(qemu.pid, 'SIGSTOP');
+    await job[Symbol.asyncDispose]();
+    await expect(job.outcome).rejects.toMatchObject({ code: expect.stringMatching(/^(QMP_TIMEOUT|CANCELLED)$/) });
+    await client.close();
+    process.kill(qemu.pid, 'SIGCONT');
+  });
+
   test('goes on where QEMU was too busy to answer a look', async () => {
     const { overlay } = await chain(2 * MiB);
     await using qemu = await openQemu(overlay);
@@ -233,6 +247,22 @@ describe.runIf(here)('what is done before the graph changes', () => {
     }
     await mustRun('qemu-img', ['compare', '-q', '-f', 'raw', '-F', 'qcow2', base, overlay]);
     await mustRun('qemu-img', ['check', '-q', overlay]);
+  });
+
+  test('is done once, also where QEMU is too busy to take the order to go on', async () => {
+    const { overlay } = await chain(MiB);
+    await using qemu = await openQemu(overlay);
+    await qemu.client.close();
+    await using client = await QmpClient.connect(qemu.address, { commandTimeoutMs: 300 });
+    let times = 0;
+    const beforeFinalize = async (): Promise<void> => {
+      times++;
+      process.kill(qemu.pid, 'SIGSTOP');
+      setTimeout(() => process.kill(qemu.pid, 'SIGCONT'), 700);
+    };
+    const job = await startStream(client, { device: 'disk' }, { beforeFinalize, pollMs: 10 });
+    expect(await job.outcome).toMatchObject({ status: 'completed' });
+    expect(times).toBe(1);
   });
 
   test('undoes the job where it fails, and may be cancelled', async () => {

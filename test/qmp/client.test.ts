@@ -1,9 +1,10 @@
 import { getEventListeners } from 'node:events';
 import { afterEach, describe, expect, test } from 'vitest';
 import { QmpClient, type ConnectOptions } from '../../lib/qmp/client.js';
+import { listJobs } from '../../lib/qmp/job-control.js';
 import { connectSocket } from '../../lib/qmp/transport.js';
 import { scratchPath } from '../support/scratch.js';
-import { fakeServer, GREETING, type FakeOptions, type FakeServer, type Peer } from './fake-server.js';
+import { fakeServer, GREETING, type Command, type FakeOptions, type FakeServer, type Peer } from './fake-server.js';
 
 const opened: AsyncDisposable[] = [];
 afterEach(async () => {
@@ -322,5 +323,33 @@ describe('support', () => {
     const { client } = await pair({ onCommand: ({ id }, { reply }) => reply(id, replies.shift()) });
     await expect(client.supports('known')).rejects.toEqual(code('QMP_PROTOCOL'));
     expect(await client.supports('known')).toBe(true);
+  });
+});
+
+describe('lists of jobs', () => {
+  const names = ['query-jobs', 'query-block-jobs', 'x-debug-query-block-graph'];
+  const schema = names.map((name) => ({ 'meta-type': 'command', name, 'arg-type': '0' }));
+  const running = { id: 'j', type: 'create', status: 'running', 'current-progress': 1, 'total-progress': 2 };
+
+  /** A server that has one job, and no graph. */
+  const answer = ({ execute, id }: Command, { reply, write }: Peer): void => {
+    if (execute === 'query-qmp-schema') reply(id, schema);
+    else if (execute === 'query-jobs') reply(id, [running]);
+    else if (execute === 'query-block-jobs') reply(id, []);
+    else write(JSON.stringify({ id, error: { class: 'GenericError', desc: 'no' } }));
+  };
+
+  test('know jobs that are no block jobs, and do without the graph', async () => {
+    const { client } = await pair({ onCommand: answer });
+    expect(await listJobs(client, { sampleMs: 1 })).toEqual([
+      { id: 'j', type: 'create', device: null, status: 'running', position: 1, total: 2, speed: null, secondsLeft: null },
+    ]);
+  });
+
+  test.each([{}, null, [1], [{ id: 1, status: 'running' }], [{ id: 'j' }]])('that are %j are refused', async (jobs) => {
+    const onCommand = (command: Command, peer: Peer) =>
+      command.execute === 'query-jobs' ? peer.reply(command.id, jobs) : answer(command, peer);
+    const { client } = await pair({ onCommand });
+    await expect(listJobs(client)).rejects.toEqual(code('QMP_PROTOCOL'));
   });
 });
