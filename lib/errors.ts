@@ -18,6 +18,10 @@ export interface ErrorDetails {
   available?: number | undefined;
   /** What had been done, where a run ended early. */
   done?: AllocationDone | undefined;
+  /** The QMP command that failed, and QEMU's class and words for it. */
+  command?: string | undefined;
+  qmpClass?: string | undefined;
+  desc?: string | undefined;
   cause?: unknown;
 }
 
@@ -37,6 +41,9 @@ export class ThickenError extends Error {
   declare readonly needed?: number;
   declare readonly available?: number;
   declare readonly done?: AllocationDone;
+  declare readonly command?: string;
+  declare readonly qmpClass?: string;
+  declare readonly desc?: string;
 
   constructor(code: string, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });

@@ -67,7 +67,7 @@ export interface ZeroWriteOptions {
 }
 
 /**
- * All functions but the class run on the addon's own threads, and reject with an error that
+ * All functions but the classes and peerCredentials run on the addon's own threads, and reject with an error that
  * carries errno, syscall, offset, length, and `partial`: the result as far as it came. The caller
  * keeps the descriptors open until the promise settles.
  */
@@ -126,6 +126,8 @@ export interface Native {
   releaseLocks(fd: number, bytes: number[]): Promise<void>;
   probeLocks(fd: number, bytes: number[]): Promise<number[]>;
   probeWriter(fd: number): Promise<boolean>;
+  /** Of a connected UNIX socket. At once; throws an error with an errno. `pid` is 0 where it can't be seen. */
+  peerCredentials(fd: number): { pid: number; uid: number; gid: number };
 }
 
 /** Where a build from source is, and where the package carries one for each processor. */

@@ -21,6 +21,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportDevice(env, exports);
   exportFile(env, exports);
   exportLock(env, exports);
+  exportPeer(env, exports);
   return exports;
 }
 

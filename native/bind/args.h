@@ -73,5 +73,6 @@ void exportAllocate(Napi::Env env, Napi::Object exports);
 void exportDevice(Napi::Env env, Napi::Object exports);
 void exportFile(Napi::Env env, Napi::Object exports);
 void exportLock(Napi::Env env, Napi::Object exports);
+void exportPeer(Napi::Env env, Napi::Object exports);
 
 }  // namespace thicken
