@@ -212,6 +212,14 @@ export const errors = {
       { path },
     ),
 
+  needsWindow: (path: string) =>
+    build(
+      'NEEDS_WINDOW',
+      'QEMU writes no zeros into an image that a guest uses: level full needs the window',
+      'ask for falloc, or shut the guest down',
+      { path },
+    ),
+
   routeCannot: (route: string, why: string, path: string) =>
     usageError(`route ${route} ${why}`, 'leave --route out to let the plan choose', { path }),
 

@@ -10,6 +10,31 @@ export const WRITTEN = 2;
 export const SHARED = 3;
 export const UNKNOWN = 4;
 
+/** What an image in a format maps, where the host's side of it can't be seen from here. */
+export const BACKED_DATA = 5;
+export const BACKED_ZERO = 6;
+export const ABSENT = 7;
+export const OWN_ZERO = 8;
+export const OWN_DATA = 9;
+/** No layer has it, and there is no backing file that could ever have. */
+export const UNALLOCATED = 10;
+
+/** All states, for people. */
+export const STATE_NAMES = [
+  ...HOST_STATES,
+  'backing data',
+  'backing zeros',
+  'absent',
+  'zeros',
+  'data',
+  'unallocated',
+] as const;
+
+/** Read as zeros, by state. */
+const ZERO = new Set([HOLE, UNWRITTEN, BACKED_ZERO, ABSENT, OWN_ZERO, UNALLOCATED]);
+/** What depends on no other file, whatever the host has behind it. */
+const ALONE = new Set([OWN_ZERO, OWN_DATA, UNALLOCATED]);
+
 /** FIEMAP_EXTENT_* flags (linux/fiemap.h) as `Extent.flags` carries them. */
 export const EXTENT_FLAGS = {
   unknown: 0x2,
@@ -38,19 +63,27 @@ export interface Extent extends ByteRange {
 export interface ExtentPage {
   offset: Float64Array;
   length: Float64Array;
-  /** Index into {@link HOST_STATES}. */
+  /** Index into {@link STATE_NAMES}. */
   state: Uint8Array;
   /** FIEMAP_EXTENT_* flags. */
   flags: Uint32Array;
+  /** The layer that has the content: 0 is the image itself. Absent: all are 0. */
+  depth?: Uint32Array;
 }
 
-export function extentOf(offset: number, length: number, state: number, flags: number): Extent {
-  const zero = state === HOLE || state === UNWRITTEN;
+export function extentOf(
+  offset: number,
+  length: number,
+  state: number,
+  flags: number,
+  depth = 0,
+): Extent {
+  const zero = ZERO.has(state);
   return {
     offset,
     length,
-    depth: 0,
-    present: true,
+    depth,
+    present: state !== ABSENT && state !== UNALLOCATED,
     zero,
     data: !zero,
     host: HOST_STATES[state] ?? 'unknown',
@@ -60,7 +93,8 @@ export function extentOf(offset: number, length: number, state: number, flags: n
 
 /** Whether storage of this state is what the level asks for. */
 export function meetsLevel(state: number, level: Preallocation): boolean {
-  return state === WRITTEN || (state === UNWRITTEN && level !== 'full');
+  if (state === WRITTEN) return true;
+  return level !== 'full' && (state === UNWRITTEN || ALONE.has(state));
 }
 
 /** Why a state does not meet a level, for people. */
@@ -72,6 +106,18 @@ export function whyMissing(state: number, flags: number): string {
       return 'unwritten: host blocks are reserved but not written';
     case SHARED:
       return 'shared: a write needs new host blocks, another file uses these too';
+    case BACKED_DATA:
+      return 'backing: the content comes from a backing file';
+    case BACKED_ZERO:
+      return 'backing: a backing file says that it is zeros';
+    case ABSENT:
+      return 'absent: no layer has it';
+    case UNALLOCATED:
+      return 'unallocated: the image maps nothing there';
+    case OWN_ZERO:
+      return 'zeros: the image says so, without host blocks';
+    case OWN_DATA:
+      return 'data: what is behind it on the host is not known';
     default:
       return flags & EXTENT_FLAGS.delalloc
         ? 'unknown: written but not yet given host blocks'

@@ -4,14 +4,19 @@ import { promisify } from 'node:util';
 import type { Descriptor } from './descriptor.js';
 import { errors, rangeError } from './errors.js';
 import { deviceUse, fileUse } from './exclusive.js';
-import { extentOf, type Extent, type ExtentPage } from './extent.js';
+import type { Extent } from './extent.js';
+import { ExtentIterator } from './extent-iterator.js';
 import { FileExtents, LoopExtents, UnknownExtents, type ExtentSource } from './extent-source.js';
-import { readFilesystem, readSpace } from './filesystem.js';
+import { readFilesystem } from './filesystem.js';
 import { formatOf, PROBE_LENGTH, requireRaw, type Format } from './format.js';
 import { Job, planFor, scopeOf, type JobImage } from './job.js';
+import { FileLiveness } from './liveness.js';
 import { native, type ExtentMethod } from './native.js';
 import type { Plan } from './plan.js';
 import { resolveRange, roundDown } from './range.js';
+import { FILE_ROUTES } from './routes/index.js';
+import { routeOf, type Mechanism, type RouteContext, type RouteRequest } from './routes/route.js';
+import { spaceOf, type Storage } from './space.js';
 import { openTarget, type Target } from './target.js';
 import type {
   AllocationRequest,
@@ -19,6 +24,7 @@ import type {
   ImageInfo,
   MapEntry,
   Preallocation,
+  RouteName,
   Verdict,
 } from './types.js';
 
@@ -246,9 +252,10 @@ export class Image implements AsyncDisposable {
   }
 
   private async filesystemInfo(shared: number): Promise<ImageInfo['filesystem']> {
-    const { file, filesystem } = this.source;
-    if (!file || !filesystem) return null;
-    const space = await readSpace(file, filesystem.type);
+    const storage = storageOf(this.source);
+    if (!storage) return null;
+    const { filesystem } = storage;
+    const space = await spaceOf(storage);
     const abilities = Object.entries(filesystem.abilities);
     return {
       type: filesystem.type,
@@ -305,24 +312,28 @@ export class Image implements AsyncDisposable {
     return {
       path: this.path,
       format: this.format,
-      descriptor: this.descriptor,
+      size: this.size,
+      granularity: this.granularity,
       source,
       facts: {
         path: this.path,
         kind: this.kind,
         abilities: filesystem?.abilities ?? { fallocate: false, unshare: false },
       },
-      context: {
-        image: this.descriptor,
-        size: this.size,
-        filesystem: this.kind === 'file' ? filesystem : null,
-        granularity: this.granularity,
-      },
+      storage: storageOf(source),
+      liveness: new FileLiveness(this.descriptor, this.kind),
       exact,
       noGuarantee: filesystem ? filesystem.noGuarantee : 'a block device does not tell what is behind it',
       warnings: this.findWarnings(exact),
       check: () => this.check(),
+      route: (name, request) => routeOf(mechanismOf(name), this.routeContext(request)),
     };
+  }
+
+  private routeContext(request: RouteRequest): RouteContext {
+    const filesystem = this.kind === 'file' ? this.source.filesystem : null;
+    const { size, granularity } = this;
+    return { ...request, image: this.descriptor, size, filesystem, granularity };
   }
 
   private findWarnings(exact: boolean): string[] {
@@ -341,6 +352,14 @@ export class Image implements AsyncDisposable {
   }
 }
 
+function storageOf({ file, filesystem }: ExtentSource): Storage | null {
+  return file && filesystem ? { file, filesystem } : null;
+}
+
+function mechanismOf(name: RouteName): Mechanism<RouteContext> {
+  return FILE_ROUTES[name as keyof typeof FILE_ROUTES];
+}
+
 /** SEEK_HOLE takes reserved extents for holes. */
 function tellsReserved(source: ExtentSource): boolean {
   return source.method !== null && source.method !== 'seek';
@@ -351,43 +370,4 @@ function virtualSizeOf(format: string, head: Buffer): number | null {
   if (format !== 'qcow2' || head.length < 32) return null;
   const size = head.readBigUInt64BE(24);
   return size <= Number.MAX_SAFE_INTEGER ? Number(size) : null;
-}
-
-/**
- * Extents one at a time. Not a generator: with a promise that is resolved already, an entry costs
- * the loop one turn of the microtask queue instead of three.
- */
-class ExtentIterator implements AsyncIterableIterator<Extent> {
-  private page: ExtentPage | undefined;
-  private index = 0;
-
-  constructor(private readonly pages: AsyncGenerator<ExtentPage, void, undefined>) {}
-
-  next(): Promise<IteratorResult<Extent>> {
-    const { page } = this;
-    if (!page || this.index >= page.state.length) return this.nextPage();
-    return Promise.resolve({ value: this.take(page), done: false });
-  }
-
-  private take(page: ExtentPage): Extent {
-    const i = this.index++;
-    return extentOf(page.offset[i]!, page.length[i]!, page.state[i]!, page.flags[i]!);
-  }
-
-  private async nextPage(): Promise<IteratorResult<Extent>> {
-    const { value, done } = await this.pages.next();
-    if (done || !value) return { value: undefined, done: true };
-    this.page = value;
-    this.index = 0;
-    return this.next();
-  }
-
-  async return(): Promise<IteratorResult<Extent>> {
-    await this.pages.return();
-    return { value: undefined, done: true };
-  }
-
-  [Symbol.asyncIterator](): this {
-    return this;
-  }
 }

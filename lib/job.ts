@@ -1,18 +1,16 @@
 /** A plan being carried out. */
 import { EventEmitter } from 'node:events';
-import { errors, rangeError, ThickenError, toThickenError, withDetails } from './errors.js';
-import type { Descriptor } from './descriptor.js';
-import { probeConflicts } from './exclusive.js';
+import { Controls } from './controls.js';
+import { errors, ThickenError, toThickenError, withDetails } from './errors.js';
 import type { ExtentSource } from './extent-source.js';
-import { readSpace } from './filesystem.js';
-import { native, type CancelFlag, type Work } from './native.js';
+import type { Liveness } from './liveness.js';
+import type { CancelFlag, Work } from './native.js';
 import { RateMeter } from './pace.js';
 import { runPass, type PassControl } from './pass.js';
-import { Planner, routeFor, type Plan, type PlanFacts, type PlanRequest } from './plan.js';
+import { Planner, routeFor, type Plan, type PlanFacts, type PlanPass, type PlanRequest } from './plan.js';
 import { resolveRange, widen } from './range.js';
-import { ROUTES, type RouteContext } from './routes/index.js';
-import { bytesNeeded, ENDLESS_ROOM, keepFreeBytes, SpaceWatch } from './space.js';
-import { Throttle } from './throttle.js';
+import type { Route, RouteRequest } from './routes/route.js';
+import { bytesNeeded, ENDLESS_ROOM, keepFreeBytes, spaceOf, SpaceWatch, type Storage } from './space.js';
 import type {
   AllocationDone,
   AllocationRequest,
@@ -23,20 +21,21 @@ import type {
 } from './types.js';
 
 const PROGRESS_MS = 100;
-/** How long an answer to whether somebody else writes is good for. */
-const LIVE_MS = 1000;
 /** More would be a race with a guest that gives storage back as fast as it comes. */
 const MORE_ROUNDS = 2;
-const NO_SPACE = { available: 0, total: 0, quota: false };
 
 /** The image as a job needs it. */
 export interface JobImage {
   path: string;
   format: string;
-  descriptor: Descriptor;
+  /** Bytes. */
+  size: number;
+  granularity: number;
   source: ExtentSource;
   facts: PlanFacts;
-  context: Omit<RouteContext, 'level' | 'exclusive'>;
+  /** Where the space comes from that is allocated; null where that can't be seen. */
+  storage: Storage | null;
+  liveness: Liveness;
   /** Whether the extents tell reserved from missing, so that a result can be verified. */
   exact: boolean;
   /** What can't be promised of this image. */
@@ -44,6 +43,7 @@ export interface JobImage {
   warnings: string[];
   /** Throws where the image can't be acted on. */
   check(): Promise<void>;
+  route(name: RouteName, request: RouteRequest): Route;
 }
 
 interface Scope {
@@ -53,7 +53,7 @@ interface Scope {
 
 /** The range of a request. Throws RANGE. */
 export function scopeOf(image: JobImage, request: { offset?: number; length?: number }): Scope {
-  const { size, granularity } = image.context;
+  const { size, granularity } = image;
   const requested = resolveRange(request, size, image.path);
   return { requested, effective: widen(requested, granularity, size) };
 }
@@ -83,18 +83,12 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
    */
   readonly result: Promise<AllocationResult>;
 
-  private readonly controller = new AbortController();
-  private readonly cancelFlag: CancelFlag = new (native().CancelFlag)();
+  private readonly controls: Controls;
   private readonly rate = new RateMeter();
   private readonly began = performance.now();
-  private throttle: Throttle | undefined;
-  private speed = Infinity;
-  private iops = Infinity;
-  private gate: { opened: Promise<void>; open: () => void } | undefined;
   private emitted = -Infinity;
   private route: RouteName = 'fallocate';
   private position = 0;
-  private live = { at: -Infinity, found: false };
   private total = 0;
   private allocated = 0;
   private skipped = 0;
@@ -105,6 +99,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     signal?: AbortSignal,
   ) {
     super();
+    this.controls = new Controls(image.path);
     if (signal?.aborted) this.cancel();
     const onAbort = () => this.cancel();
     signal?.addEventListener('abort', onAbort, { once: true });
@@ -114,41 +109,31 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
 
   /** Stops before the next chunk; what is in flight is completed. */
   pause(): void {
-    if (this.gate) return;
-    let open = () => {};
-    const opened = new Promise<void>((resolve) => (open = resolve));
-    this.gate = { opened, open };
-    this.emitProgress(true);
+    if (this.controls.pause()) this.emitProgress(true);
   }
 
   resume(): void {
-    if (this.gate) this.throttle?.forgive();
-    this.gate?.open();
-    this.gate = undefined;
+    this.controls.resume();
     this.emitProgress(true);
   }
 
   get paused(): boolean {
-    return this.gate !== undefined;
+    return this.controls.paused;
   }
 
   /** Most bytes a second from now on; Infinity for no limit. Throws RANGE unless above 0. */
   setSpeed(bytesPerSecond: number): void {
-    this.speed = checkLimit('speed', bytesPerSecond);
-    this.throttle?.setSpeed(this.speed);
+    this.controls.setSpeed(bytesPerSecond);
   }
 
   /** Most requests a second from now on; Infinity for no limit. Throws RANGE unless above 0. */
   setIops(requestsPerSecond: number): void {
-    this.iops = checkLimit('iops', requestsPerSecond);
-    this.throttle?.setIops(this.iops);
+    this.controls.setIops(requestsPerSecond);
   }
 
   /** Ends the run after what is in flight; `result` then rejects with CANCELLED. */
   cancel(): void {
-    this.cancelFlag.cancel();
-    this.controller.abort();
-    this.gate?.open();
+    this.controls.cancel();
   }
 
   /** Where the run is, now. */
@@ -168,12 +153,13 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   private async run(): Promise<AllocationResult> {
     // Lets the caller attach listeners before anything happens.
     await Promise.resolve();
-    this.setSpeed(this.request.speed ?? this.speed);
-    this.setIops(this.request.iops ?? this.iops);
-    this.throttle = new Throttle(this.speed, this.iops);
-    keepFreeBytes(this.request.keepFree, NO_SPACE);
-    await this.image.check();
-    const scope = scopeOf(this.image, this.request);
+    const { image, controls } = this;
+    const { speed, iops } = this.request;
+    if (speed !== undefined) controls.setSpeed(speed);
+    if (iops !== undefined) controls.setIops(iops);
+    keepFreeBytes(this.request.keepFree);
+    await image.check();
+    const scope = scopeOf(image, this.request);
     const request: PlanRequest = {
       range: scope.effective,
       level: this.request.preallocation ?? 'falloc',
@@ -192,27 +178,22 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   /** Says how much is missing, where a file system or a quota turned out to be full on the way. */
   private async withSpace(failure: ThickenError): Promise<ThickenError> {
     const full = failure.code === 'ENOSPC' || failure.code === 'EDQUOT';
-    const { file, filesystem } = this.image.source;
-    if (!full || failure.needed !== undefined || !file || !filesystem) return failure;
-    const { available } = await readSpace(file, filesystem.type);
+    const { storage } = this.image;
+    if (!full || failure.needed !== undefined || !storage) return failure;
+    const { available } = await spaceOf(storage);
     return withDetails(failure, { needed: this.total - this.position, available });
   }
 
   private async scan(request: PlanRequest): Promise<Plan> {
-    const plan = await planFor(this.image, request, this.cancelFlag, false);
-    this.throwIfCancelled();
+    const plan = await planFor(this.image, request, this.controls.cancelFlag, false);
+    this.controls.throwIfCancelled();
     return plan;
-  }
-
-  private throwIfCancelled(): void {
-    if (this.controller.signal.aborted) throw errors.cancelled(this.image.path);
   }
 
   /** Returns the plan that was carried out in the end. */
   private async carryOut(plan: Plan, request: PlanRequest): Promise<Plan> {
     if (plan.passes.length === 0) return plan;
-    const [keepFree, found] = await Promise.all([this.checkSpace(plan), this.hasWriter()]);
-    this.live = { at: performance.now(), found };
+    const [keepFree] = await Promise.all([this.checkSpace(plan), this.image.liveness.start()]);
     this.total = this.position + bytesOf(plan);
     try {
       await this.runPasses(plan, request, keepFree);
@@ -234,69 +215,55 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   }
 
   private async runPasses(plan: Plan, request: PlanRequest, keepFree: number): Promise<void> {
-    for (const { route, range, ranges } of plan.passes) {
-      this.route = route;
-      const pass = {
-        route: ROUTES[route],
-        source: this.image.source,
-        context: this.routeContext(request),
-        range,
-        takes: (state: number) => routeFor(state, this.image.facts, request) === route,
-        known: ranges,
-      };
-      await runPass(pass, this.control(keepFree));
-      this.throwIfCancelled();
+    for (const pass of plan.passes) {
+      this.route = pass.route;
+      await this.runOne(pass, request, keepFree);
+      this.controls.throwIfCancelled();
     }
     this.emitProgress(true);
   }
 
-  private routeContext(request: PlanRequest): RouteContext {
-    const exclusive = this.request.exclusive ?? false;
-    return { ...this.image.context, level: request.level, exclusive };
-  }
-
-  /** Whether somebody has the file open for writing; a cautious yes where that can't be told. */
-  private async hasWriter(): Promise<boolean> {
-    if (this.image.facts.kind !== 'file') return false;
-    return this.image.descriptor.use((fd) => native().probeWriter(fd).catch(() => true));
-  }
-
-  /**
-   * Whether a guest uses the image. Once the route has it open for writing itself, only QEMU's locks
-   * tell of one that came later.
-   */
-  private async isLive(): Promise<boolean> {
-    const now = performance.now();
-    if (this.live.found || now - this.live.at < LIVE_MS) return this.live.found;
-    this.live = { at: now, found: (await probeConflicts(this.image.descriptor)).length > 0 };
-    return this.live.found;
-  }
-
-  private control(keepFree: number): PassControl {
-    const { file, filesystem } = this.image.source;
-    const watched = keepFree > 0 && file && filesystem;
-    const watch = watched ? new SpaceWatch(file, filesystem, keepFree) : null;
-    return {
-      signal: this.controller.signal,
-      cancel: this.cancelFlag,
-      throttle: this.throttle!,
-      limits: () => ({ speed: this.speed, iops: this.iops }),
-      unpaused: async () => {
-        while (this.gate && !this.controller.signal.aborted) await this.gate.opened;
+  private async runOne(pass: PlanPass, request: PlanRequest, keepFree: number): Promise<void> {
+    const { image } = this;
+    const { exclusive = false } = this.request;
+    await runPass(
+      {
+        path: image.path,
+        route: image.route(pass.route, { level: request.level, exclusive }),
+        source: image.source,
+        granularity: image.granularity,
+        range: pass.range,
+        takes: (state: number) => routeFor(state, image.facts, request) === pass.route,
+        known: pass.ranges,
       },
+      this.passControl(keepFree),
+    );
+  }
+
+  private passControl(keepFree: number): PassControl {
+    const { controls } = this;
+    const { storage, liveness } = this.image;
+    const watch = keepFree > 0 && storage ? new SpaceWatch(storage, keepFree) : null;
+    return {
+      signal: controls.signal,
+      cancel: controls.cancelFlag,
+      throttle: controls.throttle,
+      limits: () => controls.limits(),
+      unpaused: () => controls.unpaused(),
+      steer: (steered) => controls.steer(steered),
       room: (wanted) => watch?.room(wanted, this.allocated) ?? Promise.resolve(ENDLESS_ROOM),
-      live: () => this.isLive(),
+      live: () => liveness.live(),
       completed: (work) => this.completed(work),
     };
   }
 
   /** Throws ENOSPC or EDQUOT, before anything is changed. Returns the bytes to keep free. */
   private async checkSpace(plan: Plan): Promise<number> {
-    const { file, filesystem } = this.image.source;
-    if (!file || !filesystem) return 0;
-    const space = await readSpace(file, filesystem.type);
+    const { storage } = this.image;
+    if (!storage) return 0;
+    const space = await spaceOf(storage);
     const keepFree = keepFreeBytes(this.request.keepFree, space);
-    const needed = bytesNeeded(plan.survey, filesystem);
+    const needed = bytesNeeded(plan.survey, storage.filesystem);
     if (needed === 0) return 0;
     if (needed > space.available) {
       throw errors.noSpace(this.image.path, needed, space.available, space.quota);
@@ -391,9 +358,4 @@ function warningsOf(image: JobImage, verified: boolean | null, shared: number): 
     warnings.push(`${shared} bytes stay shared with another file: this file system can't unshare them`);
   }
   return warnings;
-}
-
-function checkLimit(name: string, value: unknown): number {
-  if (typeof value === 'number' && value > 0) return value;
-  throw rangeError(`${name} is ${String(value)}`, 'give a number above 0');
 }

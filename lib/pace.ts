@@ -11,38 +11,114 @@ export interface ChunkBounds {
   ranges: number;
 }
 
-/** Grows chunks while they are short, and shrinks them when they take long. */
-export class ChunkSize {
+/** How large chunks are, and how many may be in flight. */
+export interface Pace {
+  /** Whether a guest that uses the image gets time between chunks. */
+  readonly rests: boolean;
+  /** Bounds of the next chunk, at most `speed` bytes and `iops` requests a second in mind. */
+  bounds(speed: number, iops: number): ChunkBounds;
+  /** Whether one more chunk may start beside those in flight. */
+  admits(chunks: number, bytes: number): boolean;
+  /** A chunk took so long, with so many in flight, itself among them. */
+  note(milliseconds: number, chunks: number): void;
+}
+
+export interface PaceOptions {
+  /** What to start with. */
+  chunk: ChunkBounds;
+  most: ChunkBounds;
+  depth: number;
+  adapts: 'size' | 'window' | 'no';
+}
+
+export function paceFor(options: PaceOptions, granularity: number): Pace {
+  return options.adapts === 'window'
+    ? new WindowPace(options, granularity)
+    : new SizePace(options, granularity);
+}
+
+function limited(bytes: number, ranges: number, unit: number, speed: number, iops: number): ChunkBounds {
+  const most = Math.min(bytes, speed * LIMITED_SECONDS);
+  return {
+    bytes: Math.max(unit, roundDown(Math.floor(most), unit)),
+    ranges: Math.max(1, Math.floor(Math.min(ranges, iops * LIMITED_SECONDS))),
+  };
+}
+
+/** Grows chunks while they are short, and shrinks them when they take long, if asked to. */
+class SizePace implements Pace {
   private now: ChunkBounds;
+  private readonly adapts: boolean;
+  readonly rests: boolean;
 
   constructor(
-    start: ChunkBounds,
-    private readonly most: ChunkBounds,
+    private readonly options: PaceOptions,
     private readonly granularity: number,
   ) {
-    this.now = { ...start };
+    this.now = { ...options.chunk };
+    this.adapts = options.adapts === 'size';
+    this.rests = this.adapts;
+  }
+
+  admits(chunks: number): boolean {
+    return chunks < this.options.depth;
   }
 
   note(milliseconds: number): void {
+    if (!this.adapts) return;
     if (milliseconds > AIM_MS) this.scale(Math.max(0.1, AIM_MS / milliseconds / 2));
     else if (milliseconds < AIM_MS / 2) this.scale(2);
   }
 
   private scale(factor: number): void {
+    const { most } = this.options;
     this.now = {
-      bytes: Math.min(this.most.bytes, Math.max(this.granularity, this.now.bytes * factor)),
-      ranges: Math.min(this.most.ranges, Math.max(1, Math.floor(this.now.ranges * factor))),
+      bytes: Math.min(most.bytes, Math.max(this.granularity, this.now.bytes * factor)),
+      ranges: Math.min(most.ranges, Math.max(1, Math.floor(this.now.ranges * factor))),
     };
   }
 
-  /** Bounds of the next chunk, at most `speed` bytes and `iops` requests a second in mind. */
   bounds(speed: number, iops: number): ChunkBounds {
-    const bytes = Math.min(this.now.bytes, speed * LIMITED_SECONDS);
-    const ranges = Math.min(this.now.ranges, iops * LIMITED_SECONDS);
-    return {
-      bytes: Math.max(this.granularity, roundDown(Math.floor(bytes), this.granularity)),
-      ranges: Math.max(1, Math.floor(ranges)),
-    };
+    return limited(this.now.bytes, this.now.ranges, this.granularity, speed, iops);
+  }
+}
+
+/** A chunk is at most this part of what may be in flight, so that some are under way at a time. */
+const CHUNKS_IN_WINDOW = 4;
+
+/**
+ * Bounds the bytes in flight, so that each chunk takes about as long as is aimed at, however slow
+ * the storage is: what waits for a chunk waits no longer. By Little's law the time is the window
+ * over the rate; a storage with latency has its window grow until the rate does not.
+ */
+class WindowPace implements Pace {
+  readonly rests = false;
+  private window: number;
+  private readonly most: number;
+
+  constructor(
+    private readonly options: PaceOptions,
+    private readonly granularity: number,
+  ) {
+    this.window = options.chunk.bytes;
+    this.most = options.most.bytes * options.depth;
+  }
+
+  admits(chunks: number, bytes: number): boolean {
+    return chunks === 0 || (chunks < this.options.depth && bytes < this.window);
+  }
+
+  note(milliseconds: number, chunks: number): void {
+    const factor = Math.min(2, Math.max(0.5, AIM_MS / Math.max(1, milliseconds)));
+    // All that are in flight together change it once.
+    const changed = this.window * factor ** (1 / chunks);
+    this.window = Math.min(this.most, Math.max(this.granularity, changed));
+  }
+
+  bounds(speed: number, iops: number): ChunkBounds {
+    const { most } = this.options;
+    const bytes = Math.min(most.bytes, this.window / CHUNKS_IN_WINDOW);
+    return limited(bytes, most.ranges, this.granularity, speed, iops);
   }
 }
 

@@ -2,33 +2,32 @@
 import { errors } from './errors.js';
 import type { ExtentSource } from './extent-source.js';
 import { NO_WORK, type CancelFlag, type Work } from './native.js';
-import { ChunkSize, type ChunkBounds } from './pace.js';
+import { paceFor, type ChunkBounds, type Pace } from './pace.js';
 import type { ExtentPage } from './extent.js';
 import { clip, roundDown } from './range.js';
-import type { Route, RouteContext, RouteSession } from './routes/index.js';
+import type { Route, RouteSession, WholeControl } from './routes/route.js';
 import type { Room } from './space.js';
 import { systemClock, type Throttle } from './throttle.js';
 import type { ByteRange } from './types.js';
 
-export interface PassControl {
-  signal: AbortSignal;
+/** `limits`: bytes and requests a second as they are now; Infinity for no limit. */
+export interface PassControl extends WholeControl {
   cancel: CancelFlag;
   throttle: Throttle;
-  /** Bytes and requests a second as they are now; Infinity for no limit. */
-  limits(): { speed: number; iops: number };
   /** Resolves when the run is not paused. */
   unpaused(): Promise<void>;
   /** Space for `wanted` bytes more, as far as there is. */
   room(wanted: number): Promise<Room>;
   /** Whether others use the image, and want time between chunks. */
   live(): Promise<boolean>;
-  completed(work: Work): void;
 }
 
 export interface PassRequest {
+  path: string;
   route: Route;
   source: ExtentSource;
-  context: RouteContext;
+  /** Bytes. */
+  granularity: number;
   range: ByteRange;
   /** Whether an extent of this state is the route's to deal with. */
   takes(state: number): boolean;
@@ -38,9 +37,9 @@ export interface PassRequest {
 
 /** Rejects with the first error, when nothing is in flight any more. */
 export async function runPass(request: PassRequest, control: PassControl): Promise<void> {
-  const { route, context } = request;
-  const session = await route.open(context);
+  const session = await request.route.open();
   try {
+    if (session.runWhole) return await session.runWhole(control);
     const chunks = new Chunks(request, session, control, await control.live());
     try {
       await chunks.runAll();
@@ -62,8 +61,7 @@ function smaller(a: ChunkBounds, b: ChunkBounds): ChunkBounds {
 }
 
 class Chunks {
-  private readonly size: ChunkSize;
-  private readonly adapts: boolean;
+  private readonly pace: Pace;
   private readonly inFlight = new Set<Promise<void>>();
   private bytesInFlight = 0;
   private failure: { error: unknown } | undefined;
@@ -76,10 +74,9 @@ class Chunks {
     private readonly control: PassControl,
     live: boolean,
   ) {
-    const { route, context } = request;
-    const start = live ? smaller(route.chunk, LIVE_START) : route.chunk;
-    this.size = new ChunkSize(start, route.most, context.granularity);
-    this.adapts = route.depth === 1;
+    const { route, granularity } = request;
+    const chunk = live ? smaller(route.chunk, LIVE_START) : route.chunk;
+    this.pace = paceFor({ ...route, chunk }, granularity);
   }
 
   async runAll(): Promise<void> {
@@ -112,7 +109,7 @@ class Chunks {
 
   private bounds(): ChunkBounds {
     const { speed, iops } = this.control.limits();
-    return this.size.bounds(speed, iops);
+    return this.pace.bounds(speed, iops);
   }
 
   private async addAll(ranges: ArrayLike<number>): Promise<void> {
@@ -136,9 +133,11 @@ class Chunks {
 
   /** Sends what is pending on its way, once the depth, the throttle and the space allow it. */
   private async dispatch(): Promise<void> {
-    const { control, request } = this;
+    const { control } = this;
     while (this.pendingBytes > 0) {
-      while (this.inFlight.size >= request.route.depth) await Promise.race(this.inFlight);
+      while (!this.pace.admits(this.inFlight.size, this.bytesInFlight)) {
+        await Promise.race(this.inFlight);
+      }
       const cut = this.takePending(this.bounds().bytes);
       await control.throttle.take(bytesOf(cut), cut.length / 2, control.signal);
       await control.unpaused();
@@ -146,7 +145,8 @@ class Chunks {
       // Last: what is free may have changed while the run waited.
       const elapsed = this.start(Float64Array.from(await this.withinRoom(cut)));
       // A guest gets its time now; else the next chunk is put together meanwhile.
-      if (await control.live()) await systemClock.sleep(await elapsed, control.signal);
+      const rests = this.pace.rests && (await control.live());
+      if (rests) await systemClock.sleep(await elapsed, control.signal);
     }
   }
 
@@ -155,7 +155,7 @@ class Chunks {
    * may.
    */
   private async withinRoom(chunk: number[]): Promise<number[]> {
-    const { image, granularity } = this.request.context;
+    const { path, granularity } = this.request;
     const wanted = bytesOf(chunk);
     let room = await this.control.room(wanted + this.bytesInFlight);
     // Chunks in flight may have got some of their blocks already: only at rest the count is exact.
@@ -166,7 +166,7 @@ class Chunks {
     const left = room.bytes - this.bytesInFlight;
     if (left >= wanted) return chunk;
     const most = roundDown(left, granularity);
-    if (most <= 0) throw errors.keepFree(image.path, room.keepFree, room.available);
+    if (most <= 0) throw errors.keepFree(path, room.keepFree, room.available);
     this.pending = [...chunk, ...this.pending];
     this.pendingBytes += wanted;
     return this.takePending(most);
@@ -205,7 +205,7 @@ class Chunks {
         this.bytesInFlight -= bytes;
         this.inFlight.delete(settled);
         const elapsed = systemClock.now() - began;
-        if (this.adapts) this.size.note(elapsed);
+        this.pace.note(elapsed, this.inFlight.size + 1);
         this.complete(work);
         return elapsed;
       });

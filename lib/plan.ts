@@ -4,9 +4,11 @@
  */
 import { errors, usageError } from './errors.js';
 import {
-  HOST_STATES,
+  ABSENT,
+  BACKED_ZERO,
   meetsLevel,
   SHARED,
+  STATE_NAMES,
   UNKNOWN,
   UNWRITTEN,
   whyMissing,
@@ -20,7 +22,8 @@ const MOST_RANGES = 65_536;
 
 export interface PlanFacts {
   path: string;
-  kind: 'file' | 'block';
+  /** `guest`: an image in a format, changed by the QEMU that has it open. */
+  kind: 'file' | 'block' | 'guest';
   /** What the file system is believed to do. */
   abilities: { fallocate: boolean; unshare: boolean };
 }
@@ -66,11 +69,27 @@ export interface Plan {
 
 const LEVELS: Preallocation[] = ['metadata', 'falloc', 'full'];
 /** In the order in which they run. */
-const ROUTE_ORDER: RouteName[] = ['unshare', 'fallocate', 'zero-write', 'device'];
+const ROUTE_ORDER: RouteName[] = [
+  'unshare',
+  'fallocate',
+  'zero-write',
+  'device',
+  'populate',
+  'stream',
+  'reserve',
+];
+const ROUTES_OF: Record<PlanFacts['kind'], RouteName[]> = {
+  file: ['unshare', 'fallocate', 'zero-write'],
+  block: ['device'],
+  guest: ['populate', 'stream'],
+};
+/** Missing states that take no new host blocks when they are dealt with. */
+const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, ABSENT]);
 
 /** The route that gives an extent of this state what the level asks for; null: there is none. */
 export function routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null {
   if (meetsLevel(state, request.level)) return null;
+  if (facts.kind === 'guest') return request.route ?? 'populate';
   if (facts.kind === 'block') return state === SHARED ? null : 'device';
   if (state === SHARED) return wanted('unshare', request) && facts.abilities.unshare ? 'unshare' : null;
   if (request.level === 'full') return wanted('zero-write', request) ? 'zero-write' : null;
@@ -85,16 +104,22 @@ function wanted(route: RouteName, request: PlanRequest): boolean {
   return route === 'unshare';
 }
 
+const KIND_NAMES: Record<PlanFacts['kind'], string> = {
+  file: 'a file',
+  block: 'a block device',
+  guest: 'an image in a format that a guest uses',
+};
+
 /** Throws USAGE where the level does not exist for the target, or the route can't bring it. */
 export function checkRequest(facts: PlanFacts, request: PlanRequest): void {
   const { route, level } = request;
   checkName('preallocation', level, LEVELS);
-  if (level === 'metadata') throw errors.levelForRaw(facts.path, level);
+  if (level === 'metadata' && facts.kind !== 'guest') throw errors.levelForRaw(facts.path, level);
+  if (level === 'full' && facts.kind === 'guest') throw errors.needsWindow(facts.path);
   if (route === undefined) return;
   checkName('route', route, ROUTE_ORDER);
-  if ((facts.kind === 'block') !== (route === 'device')) {
-    const kind = facts.kind === 'block' ? 'block device' : 'file';
-    throw errors.routeCannot(route, `is not for a ${kind}`, facts.path);
+  if (!ROUTES_OF[facts.kind].includes(route)) {
+    throw errors.routeCannot(route, `is not for ${KIND_NAMES[facts.kind]}`, facts.path);
   }
   if (route === 'fallocate' && level === 'full') {
     throw errors.routeCannot(route, 'writes nothing, and full asks for written blocks', facts.path);
@@ -118,6 +143,12 @@ function reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): st
       return facts.abilities.fallocate
         ? 'no host blocks: zeros are written, under locks, as asked'
         : 'no host blocks, and no fallocate here: zeros are written, under locks';
+    case 'populate':
+      return 'content of a backing file: QEMU copies it into the image, range by range';
+    case 'stream':
+      return 'content of a backing file: QEMU streams the whole disk';
+    case 'reserve':
+      return 'host blocks for what guest writes may need, up to the whole disk';
     case 'device':
       return full
         ? 'read, and zeros written where it reads as zero'
@@ -132,7 +163,7 @@ function reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): st
  */
 export class Planner {
   /** Bytes by state. */
-  private readonly bytes = new Float64Array(HOST_STATES.length);
+  private readonly bytes = new Float64Array(STATE_NAMES.length);
   private readonly meets: boolean[];
   /** By state; null where there is no route. */
   private readonly routes: (RouteName | null)[];
@@ -149,7 +180,7 @@ export class Planner {
     private readonly reasons = true,
   ) {
     checkRequest(facts, request);
-    const states = [...HOST_STATES.keys()];
+    const states = [...STATE_NAMES.keys()];
     this.meets = states.map((state) => meetsLevel(state, request.level));
     this.routes = states.map((state) => routeFor(state, facts, request));
     this.lists = this.routes.map((route) => route && listOf(this.byRoute, route));
@@ -177,7 +208,7 @@ export class Planner {
     return {
       met: sumOf((state) => meets[state]!),
       missing: sumOf((state) => !meets[state]!),
-      needed: sumOf((state) => routes[state] !== null && state !== UNWRITTEN),
+      needed: sumOf((state) => routes[state] !== null && !TAKES_NOTHING.has(state)),
       pieces: this.pieces,
       shared: bytes[SHARED]!,
       unknown: bytes[UNKNOWN]!,

@@ -13,6 +13,18 @@ const RECORD_BYTES = 128;
 /** A block map has one 4-byte pointer a block. */
 const POINTER_BYTES = 4;
 
+/** Where the space comes from that is allocated. */
+export interface Storage {
+  file: Descriptor;
+  filesystem: Filesystem;
+}
+
+const NO_SPACE: Space = { available: 0, total: 0, quota: false };
+
+export function spaceOf({ file, filesystem }: Storage): Promise<Space> {
+  return readSpace(file, filesystem.type);
+}
+
 /** Bytes that the missing regions will take: their blocks, and the file system's records of them. */
 export function bytesNeeded(survey: Survey, filesystem: Filesystem): number {
   if (survey.needed === 0) return 0;
@@ -25,7 +37,7 @@ export function bytesNeeded(survey: Survey, filesystem: Filesystem): number {
 }
 
 /** Bytes to keep free of a file system. Throws USAGE or RANGE for what is no amount of space. */
-export function keepFreeBytes(keepFree: AllocationRequest['keepFree'], space: Space): number {
+export function keepFreeBytes(keepFree: AllocationRequest['keepFree'], space = NO_SPACE): number {
   if (keepFree === undefined) return 0;
   if (typeof keepFree === 'number') return checkBytes('keepFree', keepFree);
   const share = parsePercent(keepFree);
@@ -60,8 +72,7 @@ export class SpaceWatch {
   private known: { available: number; allocated: number } | undefined;
 
   constructor(
-    private readonly file: Descriptor,
-    private readonly filesystem: Filesystem,
+    private readonly storage: Storage,
     private readonly keepFree: number,
   ) {}
 
@@ -69,7 +80,7 @@ export class SpaceWatch {
   async room(wanted: number, allocated: number): Promise<Room> {
     let available = await this.available(allocated);
     if (this.lags() && available - this.keepFree - LATE_RECORDS < wanted) {
-      await this.file.use((fd) => native().syncFile(fd, SYNC_FILESYSTEM));
+      await this.storage.file.use((fd) => native().syncFile(fd, SYNC_FILESYSTEM));
       this.known = undefined;
       available = await this.available(allocated);
     }
@@ -78,11 +89,11 @@ export class SpaceWatch {
   }
 
   private lags(): boolean {
-    return this.filesystem.type === 'btrfs';
+    return this.storage.filesystem.type === 'btrfs';
   }
 
   private async available(allocated: number): Promise<number> {
-    const { available } = await readSpace(this.file, this.filesystem.type);
+    const { available } = await spaceOf(this.storage);
     if (!this.lags()) return available;
     this.known ??= { available, allocated };
     return Math.min(available, this.known.available - (allocated - this.known.allocated));

@@ -1,17 +1,25 @@
-import { HOLE, HOST_STATES, type HostState } from '../extent.js';
+import { ABSENT, BACKED_DATA, BACKED_ZERO, HOLE, STATE_NAMES, UNALLOCATED } from '../extent.js';
 import { formatBytes } from '../units.js';
 import type { Buckets } from './buckets.js';
 import { styled } from './output.js';
 
 type Colour = 'green' | 'cyan' | 'yellow' | 'magenta' | 'gray';
 
-const COLOURS: Record<HostState, Colour> = {
+const COLOURS: Record<(typeof STATE_NAMES)[number], Colour> = {
   written: 'green',
   unwritten: 'cyan',
   shared: 'yellow',
   unknown: 'magenta',
   hole: 'gray',
+  'backing data': 'gray',
+  'backing zeros': 'gray',
+  absent: 'gray',
+  zeros: 'cyan',
+  data: 'green',
+  unallocated: 'gray',
 };
+/** What the image has no storage of its own for. */
+const MISSING = new Set([HOLE, BACKED_DATA, BACKED_ZERO, ABSENT, UNALLOCATED]);
 
 const HEIGHTS = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const EMPTY = '░';
@@ -39,10 +47,10 @@ export function renderBar(buckets: Buckets): string {
 
 function cellOf(buckets: Buckets, column: number): { glyph: string; colour: Colour } {
   let filled = 0;
-  let most: HostState = 'hole';
+  let most: (typeof STATE_NAMES)[number] = 'hole';
   let mostShare = 0;
-  HOST_STATES.forEach((name, state) => {
-    if (state === HOLE) return;
+  STATE_NAMES.forEach((name, state) => {
+    if (MISSING.has(state)) return;
     const share = buckets.share(column, state);
     filled += share;
     if (share > mostShare) [most, mostShare] = [name, share];
@@ -54,9 +62,9 @@ function cellOf(buckets: Buckets, column: number): { glyph: string; colour: Colo
 }
 
 function legend(buckets: Buckets): string {
-  const parts = HOST_STATES.map((name, state) => {
+  const parts = STATE_NAMES.map((name, state) => {
     const bytes = buckets.totals[state]!;
-    const mark = name === 'hole' ? EMPTY : '█';
+    const mark = MISSING.has(state) ? EMPTY : '█';
     return bytes > 0 ? `${styled(COLOURS[name], mark)} ${name} ${formatBytes(bytes)}` : '';
   });
   return parts.filter(Boolean).join('   ') || 'empty';

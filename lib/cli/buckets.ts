@@ -1,17 +1,17 @@
-import { HOST_STATES, type ExtentPage } from '../extent.js';
+import { STATE_NAMES, type ExtentPage } from '../extent.js';
 import type { ByteRange } from '../types.js';
 
-/** A range cut into equal columns, with the bytes of each host state in each: what a picture needs. */
+/** A range cut into equal columns, with the bytes of each state in each: what a picture needs. */
 export class Buckets {
-  /** Bytes by column and state: index `column * HOST_STATES.length + state`. */
+  /** Bytes by column and state: index `column * STATE_NAMES.length + state`. */
   private readonly bytes: Float64Array;
-  readonly totals = new Float64Array(HOST_STATES.length);
+  readonly totals = new Float64Array(STATE_NAMES.length);
 
   constructor(
     readonly range: ByteRange,
     readonly columns: number,
   ) {
-    this.bytes = new Float64Array(columns * HOST_STATES.length);
+    this.bytes = new Float64Array(columns * STATE_NAMES.length);
   }
 
   addPage(page: ExtentPage): void {
@@ -32,7 +32,7 @@ export class Buckets {
     for (let column = Math.min(last, Math.floor(offset / width)); column <= last; column++) {
       const from = Math.max(offset, column * width);
       const to = column === last ? offset + length : Math.min(offset + length, (column + 1) * width);
-      this.bytes[column * HOST_STATES.length + state]! += Math.max(0, to - from);
+      this.bytes[column * STATE_NAMES.length + state]! += Math.max(0, to - from);
     }
   }
 
@@ -40,6 +40,6 @@ export class Buckets {
   share(column: number, state: number): number {
     return this.width === 0
       ? 0
-      : Math.min(1, this.bytes[column * HOST_STATES.length + state]! / this.width);
+      : Math.min(1, this.bytes[column * STATE_NAMES.length + state]! / this.width);
   }
 }

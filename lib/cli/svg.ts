@@ -1,4 +1,17 @@
-import { HOLE, HOST_STATES, SHARED, UNKNOWN, UNWRITTEN, WRITTEN } from '../extent.js';
+import {
+  ABSENT,
+  BACKED_DATA,
+  BACKED_ZERO,
+  HOLE,
+  OWN_DATA,
+  OWN_ZERO,
+  SHARED,
+  STATE_NAMES,
+  UNALLOCATED,
+  UNKNOWN,
+  UNWRITTEN,
+  WRITTEN,
+} from '../extent.js';
 import { formatBytes } from '../units.js';
 import type { Buckets } from './buckets.js';
 
@@ -17,9 +30,15 @@ const COLOURS: Record<number, string> = {
   [SHARED]: '#d4a72c',
   [UNKNOWN]: '#a475f9',
   [HOLE]: '#d0d7de',
+  [ABSENT]: '#d0d7de',
+  [UNALLOCATED]: '#d0d7de',
+  [OWN_DATA]: '#1a7f37',
+  [OWN_ZERO]: '#54aeff',
+  [BACKED_DATA]: '#e5b4a2',
+  [BACKED_ZERO]: '#f2dcd3',
 };
 /** From the bottom of a column to its top. */
-const STACK = [WRITTEN, UNWRITTEN, SHARED, UNKNOWN];
+const STACK = [WRITTEN, OWN_DATA, UNWRITTEN, OWN_ZERO, SHARED, UNKNOWN, BACKED_DATA, BACKED_ZERO];
 
 /** A picture of an image's storage: each column stacked by the share of each state. */
 export function renderSvg(name: string, buckets: Buckets): string {
@@ -67,10 +86,10 @@ function sameEdges(a: [number, number], b: [number, number]): boolean {
 function legend(buckets: Buckets): string {
   let x = MARGIN;
   let text = '';
-  for (const state of [...STACK, HOLE]) {
+  for (const state of [...STACK, HOLE, ABSENT, UNALLOCATED]) {
     const bytes = buckets.totals[state]!;
     if (bytes === 0) continue;
-    const label = `${HOST_STATES[state]} ${formatBytes(bytes)}`;
+    const label = `${STATE_NAMES[state]} ${formatBytes(bytes)}`;
     text += `<rect x="${x}" y="101" width="12" height="12" rx="2" fill="${COLOURS[state]}"/>`;
     text += `<text x="${x + 18}" y="112" fill="#59636e">${label}</text>\n`;
     x += 150;

@@ -1,6 +1,6 @@
 import { DeviceHold } from '../device-hold.js';
 import { DEVICE_WRITE, DEVICE_ZERO_OUT, native, type CancelFlag } from '../native.js';
-import type { Route, RouteContext, RouteSession } from './route.js';
+import type { Mechanism, RouteContext, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;
 
@@ -28,11 +28,12 @@ class DeviceSession implements RouteSession {
   }
 }
 
-export const deviceRoute: Route = {
+export const deviceRoute: Mechanism<RouteContext> = {
   name: 'device',
   chunk: { bytes: 8 * MIB, ranges: 1024 },
   most: { bytes: 8 * MIB, ranges: 1024 },
   depth: 3,
+  adapts: 'no',
   open: async (context) =>
     new DeviceSession(context, await DeviceHold.take(context.image, context.exclusive)),
 };

@@ -1,15 +1,13 @@
-import type { RouteName } from '../types.js';
 import { deviceRoute } from './device.js';
 import { fallocateRoute } from './fallocate.js';
-import type { Route } from './route.js';
+import type { Mechanism, RouteContext } from './route.js';
 import { unshareRoute } from './unshare.js';
 import { zeroWriteRoute } from './zero-write.js';
 
-export const ROUTES: Record<RouteName, Route> = {
+/** Routes of files and block devices that thicken changes itself. */
+export const FILE_ROUTES = {
   fallocate: fallocateRoute,
   unshare: unshareRoute,
   'zero-write': zeroWriteRoute,
   device: deviceRoute,
-};
-
-export type { Route, RouteContext, RouteSession } from './route.js';
+} satisfies Record<string, Mechanism<RouteContext>>;

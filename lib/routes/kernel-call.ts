@@ -12,6 +12,7 @@ export const GROWING = {
   chunk: { bytes: 16 * GIB, ranges: 2048 },
   most: { bytes: 64 * GIB, ranges: 65_536 },
   depth: 1,
+  adapts: 'size',
 } as const;
 
 /** fallocate(2) of one mode, without any lock: it changes no data, and is atomic to writers. */

@@ -1,32 +1,57 @@
 /** What every route is: one mechanism that allocates. */
+import type { Steered } from '../controls.js';
 import type { Descriptor } from '../descriptor.js';
 import type { Filesystem } from '../filesystem.js';
 import type { CancelFlag, Work } from '../native.js';
 import type { Preallocation, RouteName } from '../types.js';
 
-export interface RouteContext {
-  /** The image, open for reading; routes open it again as they need it. */
-  image: Descriptor;
-  /** Bytes. */
-  size: number;
+/** What a request says that routes need to know. */
+export interface RouteRequest {
   level: Preallocation;
-  /** null for a device. */
-  filesystem: Filesystem | null;
-  /** Bytes: the unit in which storage is given. */
-  granularity: number;
   /** The caller's word that nothing else uses the image. */
   exclusive: boolean;
 }
 
-export interface Route {
+/** A file or block device, for routes that change it themselves. */
+export interface RouteContext extends RouteRequest {
+  /** The image, open for reading; routes open it again as they need it. */
+  image: Descriptor;
+  /** Bytes. */
+  size: number;
+  /** null for a device. */
+  filesystem: Filesystem | null;
+  /** Bytes: the unit in which storage is given. */
+  granularity: number;
+}
+
+/** How the work of a route is cut into chunks. */
+export interface Cut {
   readonly name: RouteName;
   /** Bounds of one chunk. Where they adapt, they start here, and end at `most`. */
   readonly chunk: { bytes: number; ranges: number };
   readonly most: { bytes: number; ranges: number };
-  /** Chunks in flight; with more than one, chunks do not adapt to the time that they take. */
+  /** Chunks in flight. */
   readonly depth: number;
+  /**
+   * What adapts to the time that chunks take: their size, the bytes in flight (`window`: chunks
+   * that are waited for beside each other), or nothing.
+   */
+  readonly adapts: 'size' | 'window' | 'no';
+}
+
+/** A mechanism, for a kind of image that `Context` tells of. */
+export interface Mechanism<Context> extends Cut {
   /** Takes what the route needs before its first change: locks, descriptors. */
-  open(context: RouteContext): Promise<RouteSession>;
+  open(context: Context): Promise<RouteSession>;
+}
+
+/** A mechanism for one image. */
+export interface Route extends Cut {
+  open(): Promise<RouteSession>;
+}
+
+export function routeOf<Context>(mechanism: Mechanism<Context>, context: Context): Route {
+  return { ...mechanism, open: () => mechanism.open(context) };
 }
 
 /** A route at work on one image. Disposing of it gives back all that `open` took. */
@@ -35,4 +60,13 @@ export interface RouteSession extends AsyncDisposable {
   run(ranges: Float64Array, cancel: CancelFlag): Promise<Work>;
   /** Makes what was done durable. */
   sync(): Promise<void>;
+  /** Instead of `run`, where the route takes the whole image, and goes at a pace of its own. */
+  runWhole?(control: WholeControl): Promise<void>;
+}
+
+export interface WholeControl {
+  signal: AbortSignal;
+  limits(): { speed: number; iops: number };
+  steer(steered: Steered | undefined): void;
+  completed(work: Work): void;
 }

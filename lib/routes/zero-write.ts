@@ -2,7 +2,7 @@ import { errors } from '../errors.js';
 import { FileHold } from '../file-hold.js';
 import { native, type CancelFlag } from '../native.js';
 import type { ByteRange } from '../types.js';
-import type { Route, RouteContext, RouteSession } from './route.js';
+import type { Mechanism, RouteContext, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;
 
@@ -78,10 +78,11 @@ function spanOf(ranges: Float64Array): ByteRange {
   return { offset, length: ranges[ranges.length - 2]! + ranges[ranges.length - 1]! - offset };
 }
 
-export const zeroWriteRoute: Route = {
+export const zeroWriteRoute: Mechanism<RouteContext> = {
   name: 'zero-write',
   chunk: { bytes: 8 * MIB, ranges: 1024 },
   most: { bytes: 8 * MIB, ranges: 1024 },
   depth: 3,
+  adapts: 'no',
   open: (context) => ZeroWriteSession.open(context),
 };

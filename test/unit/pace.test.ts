@@ -1,19 +1,20 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { ChunkSize, RateMeter } from '../../lib/pace.js';
+import { paceFor, RateMeter } from '../../lib/pace.js';
 
 const START = { bytes: 64 * 4096, ranges: 16 };
 const MOST = { bytes: 1000 * 4096, ranges: 500 };
+const bySize = { chunk: START, most: MOST, depth: 1, adapts: 'size' } as const;
 const SHORT = 1;
 const LONG = 500;
 
 function after(...times: number[]) {
-  const size = new ChunkSize(START, MOST, 4096);
-  for (const milliseconds of times) size.note(milliseconds);
+  const size = paceFor(bySize, 4096);
+  for (const milliseconds of times) size.note(milliseconds, 1);
   return size.bounds(Infinity, Infinity);
 }
 
-describe('ChunkSize', () => {
+describe('chunks that adapt in size', () => {
   test('starts with what the route says', () => {
     expect(after()).toEqual(START);
   });
@@ -23,8 +24,8 @@ describe('ChunkSize', () => {
     const limit = fc.oneof(fc.constant(Infinity), fc.double({ min: 1e-3, max: 1e9, noNaN: true }));
     fc.assert(
       fc.property(times, limit, limit, fc.constantFrom(512, 4096, 65_536), (noted, speed, iops, unit) => {
-        const size = new ChunkSize(START, MOST, unit);
-        for (const time of noted) size.note(time);
+        const size = paceFor(bySize, unit);
+        for (const time of noted) size.note(time, 1);
         const { bytes, ranges } = size.bounds(speed, iops);
         expect(bytes % unit).toBe(0);
         expect(bytes).toBeGreaterThanOrEqual(unit);
@@ -62,19 +63,20 @@ describe('ChunkSize', () => {
   test('settles where chunks take less than 100 ms, for any steady time a byte', () => {
     fc.assert(
       fc.property(fc.double({ min: 1e-6, max: 2e-2, noNaN: true }), (millisecondsByte) => {
-        const size = new ChunkSize({ bytes: 2 ** 22, ranges: 64 }, { bytes: 2 ** 36, ranges: 65_536 }, 4096);
+        const chunk = { bytes: 2 ** 22, ranges: 64 };
+        const size = paceFor({ ...bySize, chunk, most: { bytes: 2 ** 36, ranges: 65_536 } }, 4096);
         const take = () => size.bounds(Infinity, Infinity).bytes * millisecondsByte;
-        for (let i = 0; i < 40; i++) size.note(take());
+        for (let i = 0; i < 40; i++) size.note(take(), 1);
         for (let i = 0; i < 20; i++) {
           expect(take()).toBeLessThanOrEqual(100);
-          size.note(take());
+          size.note(take(), 1);
         }
       }),
     );
   });
 
   test('cuts a limited run into twentieths of a second', () => {
-    const size = new ChunkSize(START, MOST, 4096);
+    const size = paceFor(bySize, 4096);
     expect(size.bounds(20 * 8192, Infinity)).toEqual({ bytes: 8192, ranges: START.ranges });
     expect(size.bounds(Infinity, 100)).toEqual({ bytes: START.bytes, ranges: 5 });
     expect(size.bounds(1, 1)).toEqual({ bytes: 4096, ranges: 1 });
@@ -82,8 +84,49 @@ describe('ChunkSize', () => {
 
   test('leaves the bounds that it was given alone', () => {
     const start = { ...START };
-    new ChunkSize(start, MOST, 4096).note(SHORT);
+    paceFor({ ...bySize, chunk: start }, 4096).note(SHORT, 1);
     expect(start).toEqual(START);
+  });
+});
+
+describe('a window of bytes in flight', () => {
+  const MIB = 2 ** 20;
+  const byWindow = {
+    chunk: { bytes: MIB, ranges: 1 }, most: { bytes: 4 * MIB, ranges: 1 }, depth: 16, adapts: 'window',
+  } as const;
+
+  /** Keeps it full over a storage of so many bytes a millisecond, and so many milliseconds of latency. */
+  function settled(rate: number, latency: number) {
+    const pace = paceFor(byWindow, 65_536);
+    let [bytes, chunks] = [0, 0];
+    for (let i = 0; i < 500; i++) {
+      [bytes, chunks] = [0, 0];
+      const chunk = pace.bounds(Infinity, Infinity).bytes;
+      for (; pace.admits(chunks, bytes); chunks++) bytes += chunk;
+      for (let j = 0; j < chunks; j++) pace.note(Math.max(latency, bytes / rate), chunks);
+    }
+    return { bytes, chunks, milliseconds: Math.max(latency, bytes / rate) };
+  }
+
+  test('settles where no chunk takes longer than 100 ms, down to one unit at a time', () => {
+    fc.assert(
+      fc.property(fc.double({ min: 2000, max: 1e7, noNaN: true }), (rate) => {
+        expect(settled(rate, 0).milliseconds).toBeLessThan(100);
+      }),
+    );
+    expect(settled(1, 0)).toMatchObject({ bytes: 65_536, chunks: 1 });
+  });
+
+  test('opens to its bound where a storage has latency and nothing but that', () => {
+    expect(settled(1e9, 5)).toMatchObject({ bytes: 64 * MIB, chunks: 16 });
+  });
+
+  test('starts with what the route says, and lets a limit cut it', () => {
+    const pace = paceFor(byWindow, 65_536);
+    expect(pace.bounds(Infinity, Infinity).bytes).toBe(MIB / 4);
+    expect(pace.bounds(20 * 65_536, Infinity).bytes).toBe(65_536);
+    expect(pace.admits(3, MIB)).toBe(false);
+    expect(pace.admits(0, MIB)).toBe(true);
   });
 });
 

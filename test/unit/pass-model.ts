@@ -1,7 +1,7 @@
 import { setImmediate as turn } from 'node:timers/promises';
 import type { CancelFlag, Work } from '../../lib/native.js';
 import { runPass, type PassControl, type PassRequest } from '../../lib/pass.js';
-import type { Route } from '../../lib/routes/index.js';
+import type { Route } from '../../lib/routes/route.js';
 import { Throttle } from '../../lib/throttle.js';
 import { HOLE, WRITTEN } from '../../lib/extent.js';
 import { random } from '../support/patterns.js';
@@ -56,12 +56,13 @@ export class PassModel {
   private request(): PassRequest {
     const bounds = { bytes: this.options.units * UNIT, ranges: this.options.ranges };
     const route: Route = {
-      name: 'fallocate', chunk: bounds, most: bounds, depth: this.options.depth, open: async () => this.session(),
+      name: 'fallocate', chunk: bounds, most: bounds, depth: this.options.depth, adapts: this.options.depth === 1 ? 'size' : 'no', open: async () => this.session(),
     };
     return {
       route,
       source: { pages: () => this.pages() } as unknown as PassRequest['source'],
-      context: { image: { path: 'disk' }, granularity: UNIT } as PassRequest['context'],
+      path: 'disk',
+      granularity: UNIT,
       range: { offset: 0, length: this.options.holes.length * UNIT },
       takes: (state) => state === HOLE,
       known: null,
@@ -120,6 +121,7 @@ export class PassModel {
       throttle: new Throttle(Infinity, Infinity),
       limits: () => this.limits,
       unpaused: () => this.unpaused(),
+      steer: () => undefined,
       room: async () => ({ bytes: this.free - keepFree, available: this.free, keepFree }),
       live: () => Promise.resolve(this.live),
       completed: (work) => void this.works.push(work),

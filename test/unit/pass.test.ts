@@ -212,7 +212,7 @@ describe('pause and cancel', () => {
 
 test('a route that can’t open ends the pass with its error', async () => {
   const model = new PassModel(oneHole);
-  const route = { name: 'fallocate' as const, chunk: { bytes: UNIT, ranges: 1 }, most: { bytes: UNIT, ranges: 1 }, depth: 1 };
+  const route = { name: 'fallocate' as const, chunk: { bytes: UNIT, ranges: 1 }, most: { bytes: UNIT, ranges: 1 }, depth: 1, adapts: 'no' as const };
   const open = async () => {
     throw new Error('locked');
   };
