@@ -25,7 +25,7 @@ const POLL_EVENTLESS_MS = 500;
 export interface FollowOptions {
   /** Milliseconds between looks. */
   pollMs?: number | undefined;
-  /** Cancels the job. */
+  /** Cancels the job; where QEMU does not answer that, `outcome` rejects and the job is left. */
   signal?: AbortSignal | undefined;
 }
 
@@ -95,7 +95,11 @@ export class BlockJob
 
   private async follow(): Promise<JobOutcome> {
     const { signal } = this.options;
-    const onAbort = () => void this.cancel().catch(() => undefined);
+    const onAbort = () => {
+      // Who aborts wants an end, also where QEMU hangs and the job can't be cancelled.
+      this.leaving = true;
+      void this.cancel().catch(() => this.stop());
+    };
     const unlisten = this.client.listen((event) => this.note(event));
     void this.client.onLost.then(() => this.wake());
     signal?.addEventListener('abort', onAbort);

@@ -46,7 +46,7 @@ export const qmpErrors = {
   busy: (monitor: string, milliseconds: number) =>
     build(
       'MONITOR_BUSY',
-      `connected, but no greeting came within ${milliseconds} ms${on(monitor)}: ` +
+      `no greeting came within ${Math.round(milliseconds)} ms${on(monitor)}: ` +
         'most likely another client holds it, and a monitor serves one at a time',
       'end the other client (for a guest of libvirt’s, name it with --domain), or give QEMU a ' +
         'second -qmp socket',

@@ -201,15 +201,17 @@ describe.runIf(here)('a stream', () => {
     await waitFor('the job to be dismissed', async () => (await client.execute('query-jobs')).length === 0);
   });
 
-  test('is left where QEMU does not answer, and leaving does not wait for ever', async () => {
+  test.each(['disposing', 'aborting'])('is left where QEMU does not answer: %s does not wait for ever', async (how) => {
     const { overlay } = await chain(MiB);
     await using qemu = await openQemu(overlay);
     await qemu.client.close();
     const client = await QmpClient.connect(qemu.address, { commandTimeoutMs: 200 });
-    const job = await startStream(client, CRAWL);
+    const abort = new AbortController();
+    const job = await startStream(client, CRAWL, { signal: abort.signal });
     await state(job, 'running');
     process.kill(qemu.pid, 'SIGSTOP');
-    await job[Symbol.asyncDispose]();
+    if (how === 'disposing') await job[Symbol.asyncDispose]();
+    else abort.abort();
     await expect(job.outcome).rejects.toMatchObject({ code: expect.stringMatching(/^(QMP_TIMEOUT|CANCELLED)$/) });
     await client.close();
     process.kill(qemu.pid, 'SIGCONT');
