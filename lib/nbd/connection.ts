@@ -165,8 +165,8 @@ export class Connection {
   private fits(bytes: number): boolean {
     if (this.lost || this.transport.blocked) return false;
     if (this.inFlight >= this.limits.maxInFlight) return false;
-    const together = this.bytesInFlight + bytes;
-    return this.bytesInFlight === 0 || together <= this.limits.maxBytesInFlight;
+    if (bytes === 0 || this.bytesInFlight === 0) return true;
+    return this.bytesInFlight + bytes <= this.limits.maxBytesInFlight;
   }
 
   private send(request: Request): void {

@@ -56,8 +56,8 @@ describe('requests in flight', () => {
   test('carry no more bytes than allowed, but one may be larger alone', async () => {
     const { fake, held, answer } = await holdingServer();
     await using client = await NbdClient.connect(fake, { maxBytesInFlight: 1024 });
-    const reads = [client.read(0, 4096), client.read(0, 512), client.write(0, Buffer.alloc(512)), client.read(0, 512), client.cache(0, 2 ** 20)];
-    for (const sizes of [[4096], [512, 512], [512, 2 ** 20]]) {
+    const reads = [client.read(0, 4096), client.cache(0, 8192), client.read(0, 512), client.write(0, Buffer.alloc(512)), client.read(0, 512), client.cache(0, 2 ** 20)];
+    for (const sizes of [[4096, 8192], [512, 512], [512, 2 ** 20]]) {
       await waitFor(`requests of ${sizes.join()}`, () => held.length === sizes.length);
       expect(held.map(({ request }) => request.length)).toEqual(sizes);
       answer(sizes.length);
