@@ -1,4 +1,6 @@
-export { open, Image, type OpenOptions } from './image.js';
+export { open, type OpenOptions } from './open.js';
+export { Image } from './image.js';
+export type { GuestTarget } from './target.js';
 export { Job } from './job.js';
 export { ThickenError } from './errors.js';
 export {

@@ -2,20 +2,16 @@
 import { EventEmitter } from 'node:events';
 import { Controls } from './controls.js';
 import { errors, ThickenError, toThickenError, withDetails } from './errors.js';
-import type { ExtentSource } from './extent-source.js';
-import type { Liveness } from './liveness.js';
-import type { CancelFlag, Work } from './native.js';
+import { doubtOf, planFor, planRequestOf, type JobImage, type Scope } from './job-image.js';
+import type { Work } from './native.js';
 import { RateMeter } from './pace.js';
 import { runPass, type PassControl } from './pass.js';
-import { Planner, routeFor, type Plan, type PlanFacts, type PlanPass, type PlanRequest } from './plan.js';
-import { resolveRange, widen } from './range.js';
-import type { Route, RouteRequest } from './routes/route.js';
-import { bytesNeeded, ENDLESS_ROOM, keepFreeBytes, spaceOf, SpaceWatch, type Storage } from './space.js';
+import { routeFor, type Plan, type PlanPass, type PlanRequest } from './plan.js';
+import { bytesNeeded, ENDLESS_ROOM, keepFreeBytes, spaceOf, SpaceWatch } from './space.js';
 import type {
   AllocationDone,
   AllocationRequest,
   AllocationResult,
-  ByteRange,
   Progress,
   RouteName,
 } from './types.js';
@@ -23,52 +19,6 @@ import type {
 const PROGRESS_MS = 100;
 /** More would be a race with a guest that gives storage back as fast as it comes. */
 const MORE_ROUNDS = 2;
-
-/** The image as a job needs it. */
-export interface JobImage {
-  path: string;
-  format: string;
-  /** Bytes. */
-  size: number;
-  granularity: number;
-  source: ExtentSource;
-  facts: PlanFacts;
-  /** Where the space comes from that is allocated; null where that can't be seen. */
-  storage: Storage | null;
-  liveness: Liveness;
-  /** Whether the extents tell reserved from missing, so that a result can be verified. */
-  exact: boolean;
-  /** What can't be promised of this image. */
-  noGuarantee: string | null;
-  warnings: string[];
-  /** Throws where the image can't be acted on. */
-  check(): Promise<void>;
-  route(name: RouteName, request: RouteRequest): Route;
-}
-
-interface Scope {
-  requested: ByteRange;
-  effective: ByteRange;
-}
-
-/** The range of a request. Throws RANGE. */
-export function scopeOf(image: JobImage, request: { offset?: number; length?: number }): Scope {
-  const { size, granularity } = image;
-  const requested = resolveRange(request, size, image.path);
-  return { requested, effective: widen(requested, granularity, size) };
-}
-
-/** Scans the range, and plans what to do about it; `reasons`: lists why what is missing is missing. */
-export async function planFor(
-  image: JobImage,
-  request: PlanRequest,
-  cancel?: CancelFlag,
-  reasons = true,
-): Promise<Plan> {
-  const planner = new Planner(image.facts, request, reasons);
-  for await (const page of image.source.pages(request.range, cancel)) planner.add(page);
-  return planner.finish();
-}
 
 /**
  * Allocates what a request asks for. Emits `progress` ({@link Progress}) at most ten times a
@@ -158,13 +108,8 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     if (speed !== undefined) controls.setSpeed(speed);
     if (iops !== undefined) controls.setIops(iops);
     keepFreeBytes(this.request.keepFree);
-    await image.check();
-    const scope = scopeOf(image, this.request);
-    const request: PlanRequest = {
-      range: scope.effective,
-      level: this.request.preallocation ?? 'falloc',
-      route: this.request.route,
-    };
+    await image.check(this.request);
+    const { scope, ...request } = planRequestOf(image, this.request);
     const plan = await this.scan(request);
     try {
       const carriedOut = await this.carryOut(plan, request);
@@ -288,9 +233,9 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   /** Scans, and fills what lost its storage while the run went on: a guest's discard, for one. */
   private async settle(request: PlanRequest): Promise<Plan> {
     let plan = await this.scan(request);
-    const { exact, noGuarantee } = this.image;
+    const { exact } = this.image;
     for (let round = 0; round < MORE_ROUNDS && plan.passes.length > 0; round++) {
-      if (!exact || noGuarantee !== null) break;
+      if (!exact || doubtOf(this.image, request.level) !== null) break;
       await this.carryOut(plan, request);
       plan = await this.scan(request);
     }
@@ -306,14 +251,16 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const { image } = this;
     const known = image.exact;
     const changed = carriedOut.passes.length > 0;
-    await image.check();
+    await image.check(this.request);
     const { survey: after, passes: left } = changed ? await this.settle(request) : before;
-    const verified = known ? after.missing === 0 : null;
-    const guarantee = verified === true && image.noGuarantee === null;
+    const lacking = after.missing + after.unreserved;
+    const verified = known ? lacking === 0 : null;
+    const doubt = doubtOf(image, request.level);
+    const guarantee = verified === true && doubt === null && request.level !== 'metadata';
     // What is shared where nothing can unshare it is there, and only can't be promised.
-    const promised = image.noGuarantee === null && (left.length > 0 || after.missing > after.shared);
+    const promised = doubt === null && (left.length > 0 || lacking > after.shared);
     if (verified === false && promised) {
-      throw errors.notVerified(image.path, after.missing, left.length === 0);
+      throw errors.notVerified(image.path, lacking, left.length === 0);
     }
     return {
       target: image.path,
@@ -328,7 +275,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
       seconds: this.seconds(),
       verified,
       guarantee,
-      warnings: warningsOf(image, verified, after.shared),
+      warnings: warningsOf(image, doubt, verified, after.shared),
     };
   }
 
@@ -351,9 +298,14 @@ function bytesOf(plan: Plan): number {
   return plan.passes.reduce((sum, pass) => sum + pass.bytes, 0);
 }
 
-function warningsOf(image: JobImage, verified: boolean | null, shared: number): string[] {
+function warningsOf(
+  image: JobImage,
+  doubt: string | null,
+  verified: boolean | null,
+  shared: number,
+): string[] {
   const warnings = [...image.warnings];
-  if (image.noGuarantee !== null) warnings.push(`no guarantee: ${image.noGuarantee}`);
+  if (doubt !== null) warnings.push(`no guarantee: ${doubt}`);
   if (verified === false && shared > 0) {
     warnings.push(`${shared} bytes stay shared with another file: this file system can't unshare them`);
   }

@@ -26,6 +26,10 @@ export interface PlanFacts {
   kind: 'file' | 'block' | 'guest';
   /** What the file system is believed to do. */
   abilities: { fallocate: boolean; unshare: boolean };
+  /** Whether there is a backing file. */
+  backed?: boolean;
+  /** Host bytes that guest writes may need, and that nothing holds ready; null: can't be told. */
+  unreserved?: number | null;
 }
 
 export interface PlanRequest {
@@ -34,6 +38,7 @@ export interface PlanRequest {
   level: Preallocation;
   /** Instead of the plan's choice. */
   route?: RouteName | undefined;
+  dropBacking?: boolean;
 }
 
 /** What a scan found of a range, measured against a level. All in bytes. */
@@ -46,6 +51,8 @@ export interface Survey {
   pieces: number;
   shared: number;
   unknown: number;
+  /** Host bytes that are not held ready for guest writes. */
+  unreserved: number;
   readonly missingRanges: MissingRange[];
   /** Whether `missingRanges` covers no more than what is missing. */
   exact: boolean;
@@ -74,14 +81,14 @@ const ROUTE_ORDER: RouteName[] = [
   'fallocate',
   'zero-write',
   'device',
+  'reserve',
   'populate',
   'stream',
-  'reserve',
 ];
 const ROUTES_OF: Record<PlanFacts['kind'], RouteName[]> = {
   file: ['unshare', 'fallocate', 'zero-write'],
   block: ['device'],
-  guest: ['populate', 'stream'],
+  guest: ['populate', 'stream', 'reserve'],
 };
 /** Missing states that take no new host blocks when they are dealt with. */
 const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, ABSENT]);
@@ -89,13 +96,19 @@ const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, ABSENT]);
 /** The route that gives an extent of this state what the level asks for; null: there is none. */
 export function routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null {
   if (meetsLevel(state, request.level)) return null;
-  if (facts.kind === 'guest') return request.route ?? 'populate';
+  if (facts.kind === 'guest') return guestRoute(request);
   if (facts.kind === 'block') return state === SHARED ? null : 'device';
   if (state === SHARED) return wanted('unshare', request) && facts.abilities.unshare ? 'unshare' : null;
   if (request.level === 'full') return wanted('zero-write', request) ? 'zero-write' : null;
   if (request.route === 'zero-write' || request.route === 'fallocate') return request.route;
   if (!wanted('fallocate', request)) return null;
   return facts.abilities.fallocate ? 'fallocate' : 'zero-write';
+}
+
+/** The whole disk is streamed only where its backing file is to go, or on request. */
+function guestRoute({ route, dropBacking }: PlanRequest): RouteName | null {
+  if (route === 'reserve') return null;
+  return route ?? (dropBacking ? 'stream' : 'populate');
 }
 
 /** A forced route leaves to others only what it can't do by nature: none but `unshare` unshares. */
@@ -208,10 +221,12 @@ export class Planner {
     return {
       met: sumOf((state) => meets[state]!),
       missing: sumOf((state) => !meets[state]!),
-      needed: sumOf((state) => routes[state] !== null && !TAKES_NOTHING.has(state)),
+      needed:
+        this.unreserved || sumOf((state) => routes[state] !== null && !TAKES_NOTHING.has(state)),
       pieces: this.pieces,
       shared: bytes[SHARED]!,
       unknown: bytes[UNKNOWN]!,
+      unreserved: this.unreserved,
       // Only `verify` asks for them, and they may be many.
       get missingRanges() {
         return missingRanges();
@@ -227,24 +242,50 @@ export class Planner {
     return this.byReason.size > 1 ? all.sort((a, b) => a.offset - b.offset) : all;
   }
 
+  private get unreserved(): number {
+    const { level, route } = this.request;
+    const asked = level === 'falloc' && (route === undefined || route === 'reserve');
+    return asked ? (this.facts.unreserved ?? 0) : 0;
+  }
+
+  /** What concerns the image as a whole. */
+  private wholes(): PlanPass[] {
+    const { range, dropBacking } = this.request;
+    const passes: PlanPass[] = [];
+    const bytes = this.unreserved;
+    if (bytes > 0) passes.push({ route: 'reserve', range, bytes, ranges: null });
+    const drops = dropBacking && this.facts.backed && !this.byRoute.get('stream')?.bytes;
+    if (drops) passes.push({ route: 'stream', range, bytes: 0, ranges: null });
+    return passes;
+  }
+
   finish(): Plan {
+    const wholes = this.wholes();
     const lists = ROUTE_ORDER.map((route) => [route, this.byRoute.get(route)] as const);
     const found = lists.flatMap(([route, list]) => (list?.bytes ? [{ route, list }] : []));
     let steps: PlanStep[] | undefined;
-    const makeSteps = () => found.flatMap(({ route, list }) => this.stepsOf(route, list));
+    const makeSteps = () => [
+      ...found.flatMap(({ route, list }) => this.stepsOf(route, list)),
+      ...wholes.map(({ route, range }) => this.stepOf(route, range)),
+    ];
     return {
       // Made when they are looked at: a run goes by its passes.
       get steps() {
         return (steps ??= makeSteps());
       },
-      passes: found.map(({ route, list }) => passOf(route, list)),
+      passes: [...found.map(({ route, list }) => passOf(route, list)), ...wholes].sort(
+        (a, b) => ROUTE_ORDER.indexOf(a.route) - ROUTE_ORDER.indexOf(b.route),
+      ),
       survey: this.survey(),
     };
   }
 
   private stepsOf(route: RouteName, list: RangeList): PlanStep[] {
-    const reason = reasonFor(route, this.facts, this.request);
-    return list.list().map(({ offset, length }) => ({ route, offset, length, reason }));
+    return list.list().map((range) => this.stepOf(route, range));
+  }
+
+  private stepOf(route: RouteName, { offset, length }: ByteRange): PlanStep {
+    return { route, offset, length, reason: reasonFor(route, this.facts, this.request) };
   }
 }
 

@@ -7,6 +7,16 @@ import { errors, isRawSystemError, systemError } from './errors.js';
 export interface Target {
   kind: 'file' | 'block';
   descriptor: Descriptor;
+  /** What the user named, where that was no path: a guest's disk. */
+  name?: string;
+}
+
+/** A disk that a running QEMU has open. */
+export interface GuestTarget {
+  /** The address of its monitor: a path, unix:PATH, or tcp:HOST:PORT. */
+  qmp: string;
+  /** The id of its -device, its -drive, its node, or its QOM path. */
+  device: string;
 }
 
 /** Opens a file or block device for reading. Throws the errno's name, EISDIR, or UNSUPPORTED, CHANGED. */

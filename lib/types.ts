@@ -30,6 +30,8 @@ export interface AllocationRequest {
   route?: RouteName;
   /** The caller's word that nothing else uses the image, where that can't be found out. */
   exclusive?: boolean;
+  /** Whether the image shall depend on no backing file any more; of the whole image only. */
+  dropBacking?: boolean;
 }
 
 export interface PlanStep extends ByteRange {

@@ -1,5 +1,5 @@
 import { errorJson, errors, toThickenError, type ThickenError } from '../errors.js';
-import { open } from '../image.js';
+import { open } from '../open.js';
 import type { AllocationDone, AllocationRequest, AllocationResult } from '../types.js';
 import { formatBytes } from '../units.js';
 import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';

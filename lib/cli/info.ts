@@ -1,4 +1,4 @@
-import { open } from '../image.js';
+import { open } from '../open.js';
 import type { ImageInfo } from '../types.js';
 import { formatBytes } from '../units.js';
 import { openOptionsOf, type CommonOptions } from './options.js';

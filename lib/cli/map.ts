@@ -1,4 +1,5 @@
-import { open, type Image } from '../image.js';
+import type { Image } from '../image.js';
+import { open } from '../open.js';
 import { resolveRange } from '../range.js';
 import type { MapEntry } from '../types.js';
 import { renderBar } from './bar.js';

@@ -1,4 +1,4 @@
-import { open } from '../image.js';
+import { open } from '../open.js';
 import type { Preallocation, Verdict } from '../types.js';
 import { formatBytes } from '../units.js';
 import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';

@@ -1,0 +1,21 @@
+/** From what the user names to an image. */
+import { openFile, type OpenOptions } from './file-image.js';
+import type { Image } from './image.js';
+import { openGuestDisk } from './qemu/guest-image.js';
+import { openTarget, type GuestTarget } from './target.js';
+
+export type { OpenOptions } from './file-image.js';
+
+/**
+ * Opens a path (an image file or a block device), or a disk that a running QEMU has open. Nothing
+ * is changed or locked before `allocate`; a guest's disk gets an export for its map. Throws a
+ * ThickenError: the errno's name, EISDIR, UNSUPPORTED, USAGE, RANGE, CHANGED; of a guest's disk
+ * also MONITOR_BUSY, QMP_LOST, UNKNOWN_DEVICE, NBD_BUSY, and what else QmpClient throws.
+ */
+export async function open(
+  target: string | GuestTarget,
+  options: OpenOptions & { nbd?: string } = {},
+): Promise<Image> {
+  if (typeof target !== 'string') return openGuestDisk(target, options);
+  return openFile(await openTarget(target), options);
+}

@@ -1,0 +1,84 @@
+/** The errors of disks that a QEMU has open. */
+import { build } from '../errors.js';
+import { printable } from '../qmp/errors.js';
+
+const many = (names: readonly string[]) =>
+  names.length === 0 ? 'none' : names.map((name) => printable(name)).join(', ');
+
+export const diskErrors = {
+  unknown: (monitor: string, name: string, known: readonly string[]) =>
+    build(
+      'UNKNOWN_DEVICE',
+      `QEMU has no disk ${JSON.stringify(printable(name))}; there are: ${many(known)}`,
+      'name one of them: by the id of its -device, its -drive, its node, or its QOM path',
+      { path: monitor },
+    ),
+
+  unnamed: (monitor: string, known: readonly string[]) =>
+    build(
+      'USAGE',
+      `no --device says which disk of the QEMU is meant; there are: ${many(known)}`,
+      'name one, or several; thicken info --qmp SOCKET tells more of them',
+      { path: monitor },
+    ),
+
+  empty: (path: string) =>
+    build('UNSUPPORTED', 'the device has no disk in it', 'insert one', { path }),
+
+  readOnly: (path: string) =>
+    build('UNSUPPORTED', 'QEMU has the disk open for reading only', 'allocate it at rest', { path }),
+
+  nbdBusy: (path: string) =>
+    build(
+      'NBD_BUSY',
+      'QEMU’s NBD server runs already, and no command tells its address',
+      'give its address with --nbd URI, or stop it',
+      { path },
+    ),
+
+  noServer: (path: string, why: string) =>
+    build(
+      'NBD_BUSY',
+      `the NBD server at the address of --nbd does not serve this QEMU’s disk (${printable(why)})`,
+      'give the address of the server that runs in this QEMU, with what its clients need',
+      { path },
+    ),
+
+  unsupportedHere: (path: string, what: string) =>
+    build('UNSUPPORTED', what, 'allocate the disk at rest, or update QEMU', { path }),
+
+  notTheFile: (path: string, file: string) =>
+    build(
+      'CHANGED',
+      `${JSON.stringify(printable(file))} is not the file that QEMU has open`,
+      'run thicken where QEMU runs (the same machine, the same mounts)',
+      { path },
+    ),
+
+  cannotFind: (path: string, why: string) =>
+    build(
+      'UNSUPPORTED',
+      `the file that QEMU has open can't be found from here (${why})`,
+      'run thicken as root where QEMU runs, and connect by QEMU’s own UNIX socket',
+      { path },
+    ),
+
+  hasSnapshots: (path: string, count: number) =>
+    build(
+      'HAS_SNAPSHOTS',
+      `the image has ${count} internal snapshots, which would lose the content of the backing file`,
+      'delete them, or leave --drop-backing out',
+      { path },
+    ),
+
+  shortBacking: (path: string) =>
+    build(
+      'RANGE',
+      'the backing file can only be dropped when the whole disk is populated',
+      'leave --offset and --length out',
+      { path },
+    ),
+
+  detachedOnly: (path: string) =>
+    build('USAGE', 'only a stream of the whole disk can be detached', 'add --route stream', { path }),
+};

@@ -1,0 +1,61 @@
+/** Extents as an NBD server tells them. */
+import {
+  ABSENT,
+  BACKED_DATA,
+  BACKED_ZERO,
+  OWN_DATA,
+  OWN_ZERO,
+  UNALLOCATED,
+  type ExtentPage,
+} from '../extent.js';
+import type { ExtentSource } from '../extent-source.js';
+import { ALLOCATION_DEPTH, BASE_ALLOCATION, type NbdClient } from '../nbd/client.js';
+import { STATE_ZERO } from '../nbd/protocol.js';
+import { statusPages, type StatusPage } from '../nbd/status-stream.js';
+import type { CancelFlag } from '../native.js';
+import type { ByteRange } from '../types.js';
+
+/** QEMU looks a request up in the thread of the guest's I/O. */
+const STEP = 128 * 2 ** 20;
+const CONTEXTS = [BASE_ALLOCATION, ALLOCATION_DEPTH];
+
+export class NbdExtents implements ExtentSource {
+  readonly method = null;
+  readonly filesystem = null;
+  readonly file = null;
+
+  constructor(
+    private readonly nbd: NbdClient,
+    /** Layers below the image, as they are now. */
+    private readonly layersBelow: () => number,
+  ) {}
+
+  async *pages(range: ByteRange, _cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
+    const below = this.layersBelow();
+    const pages = statusPages(this.nbd, range, { contexts: CONTEXTS, step: STEP });
+    for await (const page of pages) yield extentsOf(page, below);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/** Of QEMU's allocation depth, 0: no layer has it; 1: the image; 2 and more: a layer below. */
+export function extentsOf(page: StatusPage, below: number): ExtentPage {
+  const [base, depths] = page.flags;
+  const count = page.length.length;
+  const state = new Uint8Array(count);
+  const depth = new Uint32Array(count);
+  for (let i = 0; i < count; i++) {
+    const layer = depths![i]!;
+    const zero = (base![i]! & STATE_ZERO) !== 0;
+    state[i] = stateOf(layer, zero, below);
+    depth[i] = layer === 0 ? below : layer - 1;
+  }
+  return { offset: page.offset, length: page.length, state, flags: new Uint32Array(count), depth };
+}
+
+function stateOf(layer: number, zero: boolean, below: number): number {
+  if (layer === 0) return below > 0 ? ABSENT : UNALLOCATED;
+  if (layer === 1) return zero ? OWN_ZERO : OWN_DATA;
+  return zero ? BACKED_ZERO : BACKED_DATA;
+}

@@ -1,0 +1,98 @@
+/** An export of one node, added and removed by us, with a client connected to it. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ThickenError } from '../errors.js';
+import { ALLOCATION_DEPTH, BASE_ALLOCATION, NbdClient } from '../nbd/client.js';
+import type { QmpClient } from '../qmp/client.js';
+import { diskErrors } from './errors.js';
+import { isGone, useNbdServer, type NbdServer } from './nbd-server.js';
+import { isAbandoned, ownName } from './owner.js';
+
+const CONTEXTS = [BASE_ALLOCATION, ALLOCATION_DEPTH];
+/** QEMU closes an export in the background. */
+const LOOKS = 100;
+const LOOK_MS = 20;
+
+export class NodeExport implements AsyncDisposable {
+  private constructor(
+    private readonly client: QmpClient,
+    private readonly server: NbdServer,
+    private readonly id: string,
+    readonly nbd: NbdClient,
+  ) {}
+
+  /**
+   * Exports a node for reading, with the depth of each allocation. Throws NBD_BUSY, UNSUPPORTED, and
+   * what QmpClient and NbdClient throw; nothing is left behind then.
+   */
+  static async add(client: QmpClient, node: string, uri?: string): Promise<NodeExport> {
+    await checkAbilities(client);
+    await removeAbandoned(client);
+    const server = await useNbdServer(client, uri);
+    const id = ownName();
+    try {
+      await client.execute('block-export-add', {
+        type: 'nbd', id, 'node-name': node, name: id, writable: false, 'allocation-depth': true,
+      });
+      const nbd = await connectTo(server, id, client.name).catch(async (error: unknown) => {
+        await removeExport(client, id);
+        throw error;
+      });
+      return new NodeExport(client, server, id, nbd);
+    } catch (error) {
+      await server[Symbol.asyncDispose]().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.nbd.disconnect();
+    try {
+      await removeExport(this.client, this.id);
+    } finally {
+      await this.server[Symbol.asyncDispose]();
+    }
+  }
+}
+
+async function checkAbilities(client: QmpClient): Promise<void> {
+  const has = await client.supportsArgument('block-export-add', 'allocation-depth');
+  if (!has) throw diskErrors.unsupportedHere(client.name, 'this QEMU tells no allocation depth over NBD (5.2 does)');
+}
+
+async function connectTo({ address, uri }: NbdServer, id: string, monitor: string): Promise<NbdClient> {
+  try {
+    const nbd = await NbdClient.connect(address, { exportName: id, metaContexts: CONTEXTS });
+    if (nbd.contexts.length === CONTEXTS.length && nbd.flags.cache) return nbd;
+    await nbd.disconnect();
+  } catch (error) {
+    const refused = error instanceof ThickenError && error.code === 'NBD_REFUSED';
+    if (uri && refused) throw diskErrors.noServer(monitor, error.message);
+    throw error;
+  }
+  throw diskErrors.unsupportedHere(monitor, 'QEMU’s NBD server lacks CACHE, or its meta contexts');
+}
+
+/** Hard: a client that has not said goodbye does not hold it up. */
+async function removeExport(client: QmpClient, id: string): Promise<void> {
+  try {
+    await client.execute('block-export-del', { id, mode: 'hard' });
+    for (let i = 0; i < LOOKS; i++) {
+      const left = await client.execute('query-block-exports');
+      if (!left.some((entry) => entry.id === id)) return;
+      await sleep(LOOK_MS);
+    }
+  } catch (error) {
+    // It goes with its node, or with QEMU.
+    if (!isGone(error)) throw error;
+  }
+}
+
+/** What a killed run left. */
+export async function removeAbandoned(client: QmpClient): Promise<void> {
+  const exports = await client.execute('query-block-exports');
+  for (const { id } of exports) if (isAbandoned(id)) await removeExport(client, id);
+  const nodes = await client.execute('query-named-block-nodes', { flat: true });
+  for (const { 'node-name': name = '' } of nodes) {
+    if (isAbandoned(name)) await client.execute('blockdev-del', { 'node-name': name }).catch(() => undefined);
+  }
+}

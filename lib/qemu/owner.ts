@@ -1,0 +1,29 @@
+/** What thicken adds to a QEMU carries the name of the process that added it. */
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import process from 'node:process';
+
+const PREFIX = 'thicken';
+
+/** When a process began, in ticks since the start of the machine (proc(5), stat, field 22). */
+function startOf(pid: number): string | null {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    // The name of the program, in parentheses, may hold anything.
+    return text.slice(text.lastIndexOf(')') + 2).split(' ')[19] ?? null;
+  } catch {
+    return null;
+  }
+}
+
+/** `thicken-PID-START-RANDOM`: a node, an export, a folder. */
+export function ownName(): string {
+  return `${PREFIX}-${process.pid}-${startOf(process.pid) ?? 0}-${randomBytes(4).toString('hex')}`;
+}
+
+/** Whether something was left behind by a thicken that is no more. */
+export function isAbandoned(name: string): boolean {
+  const [, pid, start] = /^thicken-(\d+)-(\d+)-[0-9a-f]+/.exec(name) ?? [];
+  if (pid === undefined) return false;
+  return startOf(Number(pid)) !== start;
+}
