@@ -1,5 +1,5 @@
 /** An opened target: what it is, and what can be asked of it. */
-import { errors } from './errors.js';
+import { errors, usageError } from './errors.js';
 import type { Extent } from './extent.js';
 import { ExtentIterator } from './extent-iterator.js';
 import { doubtOf, planFor, planRequestOf, type JobImage } from './job-image.js';
@@ -10,6 +10,7 @@ import { resolveRange } from './range.js';
 import type {
   AllocationRequest,
   AllocationResult,
+  DetachedResult,
   ImageInfo,
   MapEntry,
   Preallocation,
@@ -104,6 +105,14 @@ export abstract class Image implements AsyncDisposable {
     this.jobs.add(job);
     void job.result.catch(() => undefined).finally(() => this.jobs.delete(job));
     return job;
+  }
+
+  /**
+   * Leaves a stream of the whole disk to QEMU, which drops the backing file at its end; tells the
+   * job, and what it has to do. Throws USAGE but for a guest's disk with a backing file.
+   */
+  detach(_request: AllocationRequest = {}): Promise<DetachedResult> {
+    return Promise.reject(usageError('only a disk of a guest can be streamed', 'name it by --qmp and --device'));
   }
 
   /** Whether every byte of a range has the storage that a level promises. */

@@ -19,6 +19,11 @@ export interface GuestTarget {
   device: string;
 }
 
+/** What a guest's disk is called in results. */
+export function nameOf({ qmp, device }: GuestTarget): string {
+  return `${qmp}#${device}`;
+}
+
 /** Opens a file or block device for reading. Throws the errno's name, EISDIR, or UNSUPPORTED, CHANGED. */
 export async function openTarget(name: string): Promise<Target> {
   if (/^(nbd|nbds|nbd\+unix|nbds\+unix):/.test(name)) {

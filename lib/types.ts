@@ -61,6 +61,12 @@ export interface AllocationResult {
   warnings: string[];
 }
 
+/** A stream that was left to QEMU. */
+export interface DetachedResult extends AllocationResult {
+  /** The id of its job. */
+  job: string;
+}
+
 /** How far a run came that was cancelled or failed. */
 export interface AllocationDone {
   requested: ByteRange;

@@ -1,29 +1,44 @@
 import { errorJson, errors, toThickenError, type ThickenError } from '../errors.js';
 import { open } from '../open.js';
-import type { AllocationDone, AllocationRequest, AllocationResult } from '../types.js';
+import type {
+  AllocationDone,
+  AllocationRequest,
+  AllocationResult,
+  DetachedResult,
+} from '../types.js';
 import { formatBytes } from '../units.js';
-import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
+import {
+  openOptionsOf,
+  rangeOf,
+  type CommonOptions,
+  type QemuOptions,
+  type RangeOptions,
+} from './options.js';
 import { exitStatus, plain, print, printError, printJson, warn } from './output.js';
 import { showProgress, type ProgressStyle } from './progress.js';
 import { rangeTable } from './table.js';
+import { labelOf, targetsOf, type NamedTarget } from './targets.js';
 
 interface Options
-  extends CommonOptions, RangeOptions, Pick<AllocationRequest, 'speed' | 'iops' | 'keepFree'> {
+  extends CommonOptions, QemuOptions, RangeOptions, Pick<AllocationRequest, 'speed' | 'iops' | 'keepFree'> {
   preallocation: NonNullable<AllocationRequest['preallocation']>;
   route?: NonNullable<AllocationRequest['route']>;
   exclusive?: boolean;
+  dropBacking?: boolean;
+  detach?: boolean;
   dryRun?: boolean;
   progress: ProgressStyle;
 }
 
-type Outcome = AllocationResult | { target: string; error: ThickenError };
+type Outcome = AllocationResult | DetachedResult | { target: string; error: ThickenError };
 
 /** One target after the other: they may share a disk. The exit status is the highest of all. */
 export async function allocate(
-  targets: string[],
+  paths: string[],
   options: Options,
   signal: AbortSignal,
 ): Promise<number> {
+  const targets = await targetsOf(paths, options);
   const outcomes: Outcome[] = [];
   for (const target of targets) {
     const outcome = await allocateOne(target, options, signal);
@@ -39,15 +54,17 @@ export async function allocate(
 }
 
 async function allocateOne(
-  target: string,
+  named: NamedTarget,
   options: Options,
   signal: AbortSignal,
 ): Promise<Outcome> {
+  const target = labelOf(named);
   try {
     if (signal.aborted) throw errors.cancelled(target);
-    await using image = await open(target, openOptionsOf(options));
+    await using image = await open(named, openOptionsOf(options));
     const request = requestOf(options);
     if (options.dryRun) return await image.dryRun(request);
+    if (options.detach) return await image.detach(request);
     const job = image.allocate({ ...request, signal });
     const shown = await showProgress(options.progress, target, job);
     try {
@@ -61,7 +78,7 @@ async function allocateOne(
 }
 
 function requestOf(options: Options): AllocationRequest {
-  const { preallocation, speed, iops, keepFree, route, exclusive } = options;
+  const { preallocation, speed, iops, keepFree, route, exclusive, dropBacking } = options;
   return {
     ...rangeOf(options),
     preallocation,
@@ -70,6 +87,7 @@ function requestOf(options: Options): AllocationRequest {
     ...(keepFree !== undefined && { keepFree }),
     ...(route !== undefined && { route }),
     ...(exclusive !== undefined && { exclusive }),
+    ...(dropBacking !== undefined && { dropBacking }),
   };
 }
 
@@ -103,6 +121,7 @@ function linesOf(outcome: Outcome): unknown[] {
 
 function render(outcome: Outcome, options: Options): string | Promise<string> {
   if ('error' in outcome) return renderDone(outcome);
+  if ('job' in outcome) return `${plain(outcome.target)}: QEMU streams it; job ${plain(outcome.job)}\n`;
   return options.dryRun ? renderPlan(outcome) : renderResult(outcome);
 }
 

@@ -1,11 +1,17 @@
 import { open } from '../open.js';
+import type { GuestDisk } from '../qemu/disks.js';
 import type { ImageInfo } from '../types.js';
 import { formatBytes } from '../units.js';
-import { openOptionsOf, type CommonOptions } from './options.js';
+import { openOptionsOf, type CommonOptions, type QemuOptions } from './options.js';
 import { plain, print, printJson, styled, warn } from './output.js';
+import { renderTable, type Column } from './table.js';
+import { disksOf, targetOf } from './targets.js';
 
-export async function info([target = '']: string[], options: CommonOptions): Promise<number> {
-  await using image = await open(target, openOptionsOf(options));
+type Options = CommonOptions & QemuOptions;
+
+export async function info([path]: string[], options: Options): Promise<number> {
+  if (options.qmp !== undefined && !options.device) return listAll(options.qmp, options);
+  await using image = await open(await targetOf(path, options), openOptionsOf(options));
   const facts = await image.info();
   if (options.json) {
     await printJson(facts);
@@ -14,6 +20,29 @@ export async function info([target = '']: string[], options: CommonOptions): Pro
   }
   warn(facts.warnings);
   return 0;
+}
+
+/** Of a monitor without a device: the disks that there are. */
+async function listAll(qmp: string, { json }: Options): Promise<number> {
+  const disks = await disksOf(qmp);
+  if (json) {
+    await printJson(disks.map(summaryOf));
+  } else {
+    const rows = disks.map((disk) => [disk.name, disk.format, formatBytes(disk.size), stateOf(disk), disk.file]);
+    await print(await renderTable(DISK_COLUMNS, rows.map((row) => row.map(plain)), true));
+  }
+  return 0;
+}
+
+const DISK_COLUMNS: Column[] = ['device', 'format', 'size', 'backing', 'file'].map((head) => ({ head }));
+
+function stateOf({ backing, readOnly }: GuestDisk): string {
+  const layers = backing.length === 0 ? 'none' : `${backing.length} below`;
+  return readOnly ? `${layers}, read-only` : layers;
+}
+
+function summaryOf({ name, names, node, format, size: virtualSize, readOnly, backing, snapshots, file }: GuestDisk) {
+  return { device: name, names, node, format, virtualSize, readOnly, backing, snapshots, file };
 }
 
 const BY = { option: 'as told', suffix: 'by its header and name', probe: 'by a probe' };

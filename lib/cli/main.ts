@@ -12,6 +12,7 @@ import {
 } from '../errors.js';
 import {
   addCommon,
+  addQemu,
   addLevel,
   addRange,
   parseKeepFree,
@@ -43,9 +44,9 @@ function version(): string {
 
 /** Commands are loaded when they run: the others would only slow down the start. */
 function action<Options>(load: () => Promise<Action<Options>>) {
-  return async (target: string | string[], options: Options) => {
+  return async (target: string | string[] | undefined, options: Options) => {
     const run = await load();
-    process.exitCode = await run([target].flat(), options, cancelled.signal);
+    process.exitCode = await run([target ?? []].flat(), options, cancelled.signal);
   };
 }
 
@@ -56,11 +57,11 @@ function build(): Command {
     .exitOverride()
     .configureOutput({ writeErr: () => undefined });
 
-  addCommon(program.command('info <target>'))
+  addQemu(addCommon(program.command('info [target]')))
     .description('format, sizes, what is allocated and missing, locks, file-system abilities')
     .action(action(async () => (await import('./info.js')).info));
 
-  addRange(addCommon(program.command('map <target>')))
+  addQemu(addRange(addCommon(program.command('map [target]'))))
     .description('which regions have storage behind them')
     .addOption(
       new Option('--output <how>', 'table, json, bar or svg')
@@ -69,7 +70,7 @@ function build(): Command {
     )
     .action(action(async () => (await import('./map.js')).map));
 
-  addLevel(addRange(addCommon(program.command('allocate <targets...>'))))
+  addQemu(addLevel(addRange(addCommon(program.command('allocate [targets...]')))))
     .description('give storage to what lacks it; data stays as it is')
     .option('--dry-run', 'print the plan; change nothing')
     .option('--speed <rate>', 'most bytes a second', parseRate('speed'))
@@ -81,10 +82,12 @@ function build(): Command {
         .default('auto'),
     )
     .addOption(new Option('--route <route>', 'one mechanism only').choices(ROUTE_NAMES))
+    .option('--drop-backing', 'end the dependence on the backing file')
+    .option('--detach', 'leave a stream to QEMU, and print its job')
     .option('--exclusive', 'nothing else uses the image, on your word, where that can’t be told')
     .action(action(async () => (await import('./allocate.js')).allocate));
 
-  addLevel(addRange(addCommon(program.command('verify <target>'))))
+  addQemu(addLevel(addRange(addCommon(program.command('verify [target]')))))
     .description('exit 0 if every byte has the storage that the level promises, else 3')
     .action(action(async () => (await import('./verify.js')).verify));
 

@@ -4,18 +4,25 @@ import { resolveRange } from '../range.js';
 import type { MapEntry } from '../types.js';
 import { renderBar } from './bar.js';
 import { Buckets } from './buckets.js';
-import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
+import {
+  openOptionsOf,
+  rangeOf,
+  type CommonOptions,
+  type QemuOptions,
+  type RangeOptions,
+} from './options.js';
+import { targetOf } from './targets.js';
 import { print, printJsonPart, warn } from './output.js';
 import { renderSvg, SVG_COLUMNS } from './svg.js';
 import { renderTable, type Column } from './table.js';
 
-type Options = CommonOptions & RangeOptions & { output: 'table' | 'json' | 'bar' | 'svg' };
+type Options = CommonOptions & QemuOptions & RangeOptions & { output: 'table' | 'json' | 'bar' | 'svg' };
 
 const PRINTERS = { table: printTable, json: printJsonMap, bar: printBar, svg: printSvg };
 const DEFAULT_COLUMNS = 80;
 
-export async function map([target = '']: string[], options: Options): Promise<number> {
-  await using image = await open(target, openOptionsOf(options));
+export async function map([path]: string[], options: Options): Promise<number> {
+  await using image = await open(await targetOf(path, options), openOptionsOf(options));
   const range = rangeOf(options);
   await PRINTERS[options.json ? 'json' : options.output](image, range);
   warn(image.warnings);
@@ -44,7 +51,7 @@ const COLUMNS: Column[] = [
   { head: 'offset', align: 'right', width: 18 },
   { head: 'length', align: 'right', width: 18 },
   { head: 'host', width: 11 },
-  { head: 'guest', width: 6 },
+  { head: 'guest', width: 8 },
 ];
 const TABLE_ROWS = 1000;
 
@@ -63,8 +70,9 @@ async function printTable(image: Image, range: RangeOptions): Promise<void> {
   await flush();
 }
 
-function rowOf({ start, length, host, zero }: MapEntry): string[] {
-  return [String(start), String(length), host, zero ? 'zero' : 'data'];
+function rowOf({ start, length, host, zero, depth }: MapEntry): string[] {
+  const guest = zero ? 'zero' : 'data';
+  return [String(start), String(length), host, depth > 0 ? `${guest} @${depth}` : guest];
 }
 
 async function printBar(image: Image, range: RangeOptions): Promise<void> {

@@ -14,8 +14,24 @@ export interface CommonOptions {
   format?: string;
 }
 
+export interface QemuOptions {
+  /** The monitor of a running QEMU. */
+  qmp?: string;
+  device?: string[];
+  /** The address of the NBD server that runs in it already. */
+  nbd?: string;
+}
+
 export const LEVELS: Preallocation[] = ['metadata', 'falloc', 'full'];
-export const ROUTE_NAMES: RouteName[] = ['fallocate', 'zero-write', 'unshare', 'device'];
+export const ROUTE_NAMES: RouteName[] = [
+  'fallocate',
+  'zero-write',
+  'unshare',
+  'device',
+  'populate',
+  'stream',
+  'reserve',
+];
 
 const size = (name: string) => (text: string) => parseSize(text, name);
 
@@ -23,6 +39,14 @@ export function addCommon(command: Command): Command {
   return command
     .option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe')
     .option('--json', 'print exactly one JSON document on stdout');
+}
+
+export function addQemu(command: Command): Command {
+  const gather = (name: string, names: string[] = []) => [...names, name];
+  return command
+    .option('--qmp <socket>', 'the monitor of the QEMU that has the disk open')
+    .option('--device <name>', 'its disk: the id of a -device, a -drive, a node, or a QOM path', gather)
+    .option('--nbd <uri>', 'where its NBD server listens, if one runs already');
 }
 
 export function addRange(command: Command): Command {
@@ -56,6 +80,6 @@ export function rangeOf({ offset, length }: RangeOptions): RangeOptions {
   return { ...(offset !== undefined && { offset }), ...(length !== undefined && { length }) };
 }
 
-export function openOptionsOf({ format }: CommonOptions): { format?: string } {
-  return format === undefined ? {} : { format };
+export function openOptionsOf({ format, nbd }: CommonOptions & QemuOptions): { format?: string; nbd?: string } {
+  return { ...(format !== undefined && { format }), ...(nbd !== undefined && { nbd }) };
 }

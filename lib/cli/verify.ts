@@ -1,16 +1,23 @@
 import { open } from '../open.js';
 import type { Preallocation, Verdict } from '../types.js';
 import { formatBytes } from '../units.js';
-import { openOptionsOf, rangeOf, type CommonOptions, type RangeOptions } from './options.js';
+import {
+  openOptionsOf,
+  rangeOf,
+  type CommonOptions,
+  type QemuOptions,
+  type RangeOptions,
+} from './options.js';
+import { targetOf } from './targets.js';
 import { plain, print, printJson, warn } from './output.js';
 import { rangeTable } from './table.js';
 
-type Options = CommonOptions & RangeOptions & { preallocation: Preallocation };
+type Options = CommonOptions & QemuOptions & RangeOptions & { preallocation: Preallocation };
 
 const NOT_SATISFIED = 3;
 
-export async function verify([target = '']: string[], options: Options): Promise<number> {
-  await using image = await open(target, openOptionsOf(options));
+export async function verify([path]: string[], options: Options): Promise<number> {
+  await using image = await open(await targetOf(path, options), openOptionsOf(options));
   const { preallocation } = options;
   const verdict = await image.verify({ ...rangeOf(options), preallocation });
   if (options.json) {

@@ -79,6 +79,9 @@ export const diskErrors = {
       { path },
     ),
 
+  nothingToStream: (path: string) =>
+    build('USAGE', 'the disk has no backing file to be freed from', 'leave --detach out', { path }),
+
   detachedOnly: (path: string) =>
     build('USAGE', 'only a stream of the whole disk can be detached', 'add --route stream', { path }),
 };

@@ -5,17 +5,19 @@ import { Image } from '../image.js';
 import type { JobImage } from '../job-image.js';
 import { planFor } from '../job-image.js';
 import { ALWAYS_LIVE } from '../liveness.js';
+import { startDetachedStream } from '../qmp/block-jobs.js';
 import { QmpClient } from '../qmp/client.js';
 import { populateRoute, type GuestContext } from '../routes/populate.js';
 import { routeOf, type Mechanism, type RouteRequest } from '../routes/route.js';
 import { streamRoute } from '../routes/stream.js';
-import type { GuestTarget } from '../target.js';
-import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
+import { nameOf, type GuestTarget } from '../target.js';
+import type { AllocationRequest, DetachedResult, ImageInfo, RouteName } from '../types.js';
 import { findDisk, type GuestDisk } from './disks.js';
 import { diskErrors } from './errors.js';
 import { openHostFile } from './host-file.js';
 import { NbdExtents } from './nbd-extents.js';
 import { NodeExport } from './node-export.js';
+import { detachedName } from './owner.js';
 
 export interface GuestOptions extends OpenOptions {
   /** The address of the NBD server that runs in the QEMU already. */
@@ -39,11 +41,6 @@ export async function openGuestDisk(target: GuestTarget, options: GuestOptions =
   }
 }
 
-/** What a target is called in results. */
-export function nameOf({ qmp, device }: GuestTarget): string {
-  return `${qmp}#${device}`;
-}
-
 /** fallocate(2) changes no byte, and is atomic against QEMU's writes: thicken does it itself. */
 async function openRawDisk(client: QmpClient, disk: GuestDisk, target: GuestTarget): Promise<Image> {
   if (disk.protocol !== null && disk.protocol !== 'file') {
@@ -53,6 +50,10 @@ async function openRawDisk(client: QmpClient, disk: GuestDisk, target: GuestTarg
   await client.close();
   return openFile({ kind: 'file', descriptor, name: nameOf(target) }, { format: 'raw' });
 }
+
+const DETACHED =
+  'QEMU drops the backing file before its tables are flushed: keep the backing file until the ' +
+  'guest has been shut down cleanly';
 
 const MECHANISMS: Partial<Record<RouteName, Mechanism<GuestContext>>> = {
   populate: populateRoute,
@@ -127,6 +128,19 @@ class GuestImage extends Image {
     if (offset !== 0 || length < this.size) throw diskErrors.shortBacking(this.path);
     const { snapshots, backing } = this.disk;
     if (snapshots > 0 && backing.length > 0) throw diskErrors.hasSnapshots(this.path, snapshots);
+  }
+
+  override async detach(request: AllocationRequest = {}): Promise<DetachedResult> {
+    const { route = 'stream', dropBacking } = request;
+    if (route !== 'stream') throw diskErrors.detachedOnly(this.path);
+    const plan = await this.dryRun({ ...request, route, dropBacking: dropBacking ?? true });
+    if (plan.plan.length === 0) throw diskErrors.nothingToStream(this.path);
+    const job = await startDetachedStream(this.client, {
+      device: this.disk.node,
+      jobId: detachedName(),
+      speed: request.speed,
+    });
+    return { ...plan, job, warnings: [...plan.warnings, DETACHED] };
   }
 
   async info(): Promise<ImageInfo> {

@@ -3,6 +3,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ThickenError } from '../errors.js';
 import { ALLOCATION_DEPTH, BASE_ALLOCATION, NbdClient } from '../nbd/client.js';
 import type { QmpClient } from '../qmp/client.js';
+import { steer } from '../qmp/job-control.js';
+import { sampleJobs } from '../qmp/job-sample.js';
 import { diskErrors } from './errors.js';
 import { isGone, useNbdServer, type NbdServer } from './nbd-server.js';
 import { isAbandoned, ownName } from './owner.js';
@@ -89,6 +91,9 @@ async function removeExport(client: QmpClient, id: string): Promise<void> {
 
 /** What a killed run left. */
 export async function removeAbandoned(client: QmpClient): Promise<void> {
+  for (const { id } of await sampleJobs(client)) {
+    if (isAbandoned(id)) await steer(client, id, 'cancel').catch(() => undefined);
+  }
   const exports = await client.execute('query-block-exports');
   for (const { id } of exports) if (isAbandoned(id)) await removeExport(client, id);
   const nodes = await client.execute('query-named-block-nodes', { flat: true });

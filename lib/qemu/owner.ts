@@ -21,6 +21,11 @@ export function ownName(): string {
   return `${PREFIX}-${process.pid}-${startOf(process.pid) ?? 0}-${randomBytes(4).toString('hex')}`;
 }
 
+/** Of what outlives this process on purpose. */
+export function detachedName(): string {
+  return `${PREFIX}-detached-${randomBytes(6).toString('hex')}`;
+}
+
 /** Whether something was left behind by a thicken that is no more. */
 export function isAbandoned(name: string): boolean {
   const [, pid, start] = /^thicken-(\d+)-(\d+)-[0-9a-f]+/.exec(name) ?? [];

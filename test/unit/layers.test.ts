@@ -51,6 +51,7 @@ const LAYERS = [
   ['open'],
   ['index'],
   ['cli/options', 'cli/output', 'cli/buckets', 'cli/table'],
+  ['cli/targets'],
   ['cli/bar', 'cli/svg', 'cli/progress'],
   ['cli/info', 'cli/map', 'cli/allocate', 'cli/verify'],
   ['cli/main'],

@@ -1,0 +1,43 @@
+/** What the command line names: paths, or disks of the QEMU behind a monitor. */
+import { usageError } from '../errors.js';
+import type { GuestDisk } from '../qemu/disks.js';
+import { nameOf, type GuestTarget } from '../target.js';
+import type { QemuOptions } from './options.js';
+
+export type NamedTarget = string | GuestTarget;
+
+/** Throws USAGE where it is not clear what is meant; a monitor without a device tells what it has. */
+export async function targetsOf(paths: string[], options: QemuOptions): Promise<NamedTarget[]> {
+  const { qmp, device = [] } = options;
+  if (qmp === undefined) {
+    if (device.length > 0) throw usageError('--device without --qmp', 'say which QEMU, by --qmp SOCKET');
+    if (paths.length === 0) throw usageError('no target', 'name a file, a block device, or --qmp and --device');
+    return paths;
+  }
+  if (paths.length > 0) throw usageError('a path beside --qmp', 'name the one or the other');
+  if (device.length === 0) throw await unnamed(qmp);
+  return device.map((name) => ({ qmp, device: name }));
+}
+
+/** The same for commands that take one. */
+export async function targetOf(path: string | undefined, options: QemuOptions): Promise<NamedTarget> {
+  const targets = await targetsOf(path === undefined ? [] : [path], options);
+  if (targets.length > 1) throw usageError('more than one --device', 'name one');
+  return targets[0]!;
+}
+
+export function labelOf(target: NamedTarget): string {
+  return typeof target === 'string' ? target : nameOf(target);
+}
+
+async function unnamed(qmp: string): Promise<Error> {
+  const { diskErrors } = await import('../qemu/errors.js');
+  return diskErrors.unnamed(qmp, (await disksOf(qmp)).map(({ name }) => name));
+}
+
+export async function disksOf(qmp: string): Promise<GuestDisk[]> {
+  const { QmpClient } = await import('../qmp/client.js');
+  const { listDisks } = await import('../qemu/disks.js');
+  await using client = await QmpClient.connect(qmp);
+  return await listDisks(client);
+}
