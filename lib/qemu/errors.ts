@@ -44,6 +44,14 @@ export const diskErrors = {
       { path },
     ),
 
+  exportGone: (path: string, cause: unknown) =>
+    build(
+      'NBD_LOST',
+      'QEMU has closed the export that thicken had added; somebody else may have removed it',
+      'run it again: it continues where it stopped',
+      { path, cause },
+    ),
+
   unsupportedHere: (path: string, what: string) =>
     build('UNSUPPORTED', what, 'allocate the disk at rest, or update QEMU', { path }),
 

@@ -1,5 +1,6 @@
 /** QEMU's NBD server: started for us where none runs, and ended by us only if it is ours. */
-import { chmod, chown, mkdtemp, readdir, rm, stat } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { chmod, chown, lstat, mkdtemp, open, readdir, readFile, rename, rmdir, unlink } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,17 +9,21 @@ import { ThickenError } from '../errors.js';
 import { native } from '../native.js';
 import type { NbdAddress } from '../nbd/client.js';
 import { parseNbdUri, type NbdUri } from '../nbd/uri.js';
-import type { QmpClient } from '../qmp/client.js';
+import { QmpClient } from '../qmp/client.js';
 import { diskErrors } from './errors.js';
-import { isAbandoned, ownName } from './owner.js';
+import { giveUp, isAbandoned, ownName } from './owner.js';
 
 const SOCKET = 'nbd.sock';
+const RECONNECT_MS = 5_000;
+/** open(2); Node has no name for it. The number is that of x86 and ARM. */
+const O_PATH = 0o10000000;
 
 export interface NbdServer {
   /** The server of --nbd, with what its clients need. */
   readonly address: NbdAddress | string;
   readonly uri: NbdUri | null;
-  [Symbol.asyncDispose](): Promise<void>;
+  /** Ends a server of our own. Does nothing where QEMU is gone. */
+  end(client: QmpClient): Promise<void>;
 }
 
 /**
@@ -28,27 +33,78 @@ export interface NbdServer {
 export async function useNbdServer(client: QmpClient, uri?: string): Promise<NbdServer> {
   if (uri !== undefined) return foreignServer(uri);
   await endAbandonedServers(client);
-  const folder = await makeFolder(client.peerPid());
-  const path = join(folder, SOCKET);
+  const server = new OwnServer(await makeFolder(client.peerPid()));
   try {
-    const addr = { type: 'unix', data: { path } };
-    await client.execute('nbd-server-start', { addr });
+    await server.start(client);
+    return server;
   } catch (error) {
-    await rm(folder, { recursive: true, force: true });
+    await withMonitor(client, (monitor) => server.end(monitor)).catch(() => undefined);
     throw isRunning(error) ? diskErrors.nbdBusy(client.name) : error;
   }
-  // QEMU made it by its own umask; until now the folder alone kept others out.
-  await chmod(path, 0o600).catch(() => undefined);
-  return {
-    address: { socketPath: path },
-    uri: null,
-    [Symbol.asyncDispose]: () => endServer(client, folder),
-  };
 }
 
 function foreignServer(text: string): NbdServer {
   const uri = parseNbdUri(text);
-  return { address: text, uri, [Symbol.asyncDispose]: () => Promise.resolve() };
+  return { address: text, uri, end: () => Promise.resolve() };
+}
+
+/**
+ * Does something by `client`, and again by a connection of its own where that one is lost: with the
+ * connection cut, QEMU would keep what was added to it. Tells whether QEMU was reached.
+ */
+export async function withMonitor(
+  client: QmpClient,
+  act: (client: QmpClient) => Promise<void>,
+): Promise<boolean> {
+  await act(client);
+  if (client.state !== 'lost') return true;
+  const another = await QmpClient.connect(client.name, { timeoutMs: RECONNECT_MS }).catch(() => null);
+  if (!another) return false;
+  try {
+    await act(another);
+    return another.state !== 'lost';
+  } finally {
+    await another.close();
+  }
+}
+
+class OwnServer implements NbdServer {
+  readonly uri = null;
+  readonly address: { socketPath: string };
+  private started = false;
+  private visible = false;
+
+  constructor(private readonly folder: string) {
+    this.address = { socketPath: join(folder, SOCKET) };
+  }
+
+  async start(client: QmpClient): Promise<void> {
+    const { socketPath: path } = this.address;
+    await client.execute('nbd-server-start', { addr: { type: 'unix', data: { path } } });
+    this.started = true;
+    // QEMU made it by its own umask; until now the folder alone kept others out.
+    this.visible = await makePrivate(path).catch(() => false);
+  }
+
+  async end(client: QmpClient): Promise<void> {
+    try {
+      if (await this.runsIn(client)) await client.execute('nbd-server-stop');
+    } catch (error) {
+      // With QEMU gone, so is its server.
+      if (!isGone(error)) throw error;
+    } finally {
+      await removeFolder(this.folder);
+    }
+  }
+
+  /** Somebody may have put a server of theirs in the place of ours, or another QEMU be there. */
+  private async runsIn(client: QmpClient): Promise<boolean> {
+    const listener = await listenerOf(this.address.socketPath);
+    const peer = client.peerPid();
+    // A socket that never was to be seen from here was made where QEMU sees other folders.
+    if (listener === null) return this.started && !this.visible;
+    return peer === null || listener === peer;
+  }
 }
 
 /** QEMU tells it in words alone ("NBD server already running"). */
@@ -60,19 +116,27 @@ function isRunning(error: unknown): boolean {
 async function makeFolder(peer: number | null): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), `${ownName()}-`));
   await chmod(folder, 0o700);
-  const user = peer === null ? null : await stat(`/proc/${peer}`).catch(() => null);
+  const user = peer === null ? null : await userOf(peer);
   if (user && user.uid !== process.getuid?.()) await chown(folder, user.uid, user.gid).catch(() => undefined);
   return folder;
 }
 
-async function endServer(client: QmpClient, folder: string): Promise<void> {
+/** The folder in /proc belongs to root where a process has changed its user itself (-runas). */
+async function userOf(pid: number): Promise<{ uid: number; gid: number } | null> {
+  const text = await readFile(`/proc/${pid}/status`, 'latin1').catch(() => '');
+  const [uid, gid] = ['Uid', 'Gid'].map((name) => new RegExp(`^${name}:\\t\\d+\\t(\\d+)`, 'm').exec(text)?.[1]);
+  return uid === undefined || gid === undefined ? null : { uid: Number(uid), gid: Number(gid) };
+}
+
+/** By a descriptor: QEMU's user could have put a link in the socket's place. */
+async function makePrivate(path: string): Promise<boolean> {
+  const handle = await open(path, O_PATH | constants.O_NOFOLLOW);
   try {
-    await client.execute('nbd-server-stop');
-  } catch (error) {
-    // With QEMU gone, so is its server.
-    if (!isGone(error)) throw error;
+    if (!(await handle.stat()).isSocket()) return false;
+    await chmod(`/proc/self/fd/${handle.fd}`, 0o600);
+    return true;
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    await handle.close();
   }
 }
 
@@ -83,19 +147,41 @@ export function isGone(error: unknown): boolean {
   );
 }
 
+/**
+ * Unless somebody listens there still: by the folder, the next run finds the server. Names only what
+ * we made: others may write to the folder, and could lead a recursive removal astray.
+ */
+async function removeFolder(folder: string): Promise<void> {
+  const socket = join(folder, SOCKET);
+  if ((await listenerOf(socket)) !== null) return giveUp(folder);
+  await unlink(socket).catch(() => undefined);
+  await rmdir(folder).catch(() => undefined);
+}
+
 /** A killed run leaves its server running: known by its folder, and by who listens there. */
 async function endAbandonedServers(client: QmpClient): Promise<void> {
   const names = await readdir(tmpdir()).catch(() => []);
   for (const name of names.filter(isAbandoned)) {
-    const folder = join(tmpdir(), name);
-    const listener = await listenerOf(join(folder, SOCKET));
-    if (listener !== null && listener === client.peerPid()) {
-      await client.execute('nbd-server-stop').catch(() => undefined);
-    }
-    // Nobody listens there any more, or the one who did was ours.
-    if (listener === null || listener === client.peerPid()) {
-      await rm(folder, { recursive: true, force: true }).catch(() => undefined);
-    }
+    const listener = await listenerOf(join(tmpdir(), name, SOCKET));
+    // Another QEMU's, and so for a run on that one.
+    if (listener !== null && listener !== client.peerPid()) continue;
+    const folder = await claim(name);
+    if (folder === null) continue;
+    if (listener !== null) await client.execute('nbd-server-stop').catch(() => undefined);
+    await removeFolder(folder);
+  }
+}
+
+/** Of two runs that find the same folder one gets it: the other would stop the server of the first. */
+async function claim(name: string): Promise<string | null> {
+  const from = join(tmpdir(), name);
+  const to = join(tmpdir(), `${ownName()}-claimed`);
+  try {
+    if (!(await lstat(from)).isDirectory()) return null;
+    await rename(from, to);
+    return to;
+  } catch {
+    return null;
   }
 }
 

@@ -6,12 +6,15 @@ import type { QmpClient } from '../qmp/client.js';
 import { steer } from '../qmp/job-control.js';
 import { sampleJobs } from '../qmp/job-sample.js';
 import { diskErrors } from './errors.js';
-import { isGone, useNbdServer, type NbdServer } from './nbd-server.js';
-import { isAbandoned, ownName } from './owner.js';
+import { isGone, useNbdServer, withMonitor, type NbdServer } from './nbd-server.js';
+import { giveUp, isAbandoned, ownName } from './owner.js';
 
 const CONTEXTS = [BASE_ALLOCATION, ALLOCATION_DEPTH];
-/** QEMU closes an export in the background. */
-const LOOKS = 100;
+/**
+ * QEMU closes an export in the background, once its requests have ended, which a slow template holds
+ * up. To stop the server before that would hold up QEMU's main loop (nbd_server_free).
+ */
+const LOOKS = 1500;
 const LOOK_MS = 20;
 
 export class NodeExport implements AsyncDisposable {
@@ -35,25 +38,30 @@ export class NodeExport implements AsyncDisposable {
       await client.execute('block-export-add', {
         type: 'nbd', id, 'node-name': node, name: id, writable: false, 'allocation-depth': true,
       });
-      const nbd = await connectTo(server, id, client.name).catch(async (error: unknown) => {
-        await removeExport(client, id);
-        throw error;
-      });
-      return new NodeExport(client, server, id, nbd);
+      return new NodeExport(client, server, id, await connectTo(server, id, client.name));
     } catch (error) {
-      await server[Symbol.asyncDispose]().catch(() => undefined);
+      await takeAway(client, server, id).catch(() => undefined);
       throw error;
     }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.nbd.disconnect();
-    try {
-      await removeExport(this.client, this.id);
-    } finally {
-      await this.server[Symbol.asyncDispose]();
-    }
+    await takeAway(this.client, this.server, this.id);
   }
+}
+
+async function takeAway(client: QmpClient, server: NbdServer, id: string): Promise<void> {
+  const reached = await withMonitor(client, async (monitor) => {
+    try {
+      // Whoever started a job lost sight of it with the connection.
+      if (monitor !== client) await cancelJobs(monitor, (job) => job === id);
+      await removeExport(monitor, id);
+    } finally {
+      await server.end(monitor);
+    }
+  });
+  if (!reached) giveUp(id);
 }
 
 async function checkAbilities(client: QmpClient): Promise<void> {
@@ -71,6 +79,8 @@ async function connectTo({ address, uri }: NbdServer, id: string, monitor: strin
     if (uri && refused) throw diskErrors.noServer(monitor, error.message);
     throw error;
   }
+  // Another server may have an export by any name, as nbdkit does.
+  if (uri) throw diskErrors.noServer(monitor, 'it lacks CACHE or QEMU’s meta contexts');
   throw diskErrors.unsupportedHere(monitor, 'QEMU’s NBD server lacks CACHE, or its meta contexts');
 }
 
@@ -91,13 +101,28 @@ async function removeExport(client: QmpClient, id: string): Promise<void> {
 
 /** What a killed run left. */
 export async function removeAbandoned(client: QmpClient): Promise<void> {
-  for (const { id } of await sampleJobs(client)) {
-    if (isAbandoned(id)) await steer(client, id, 'cancel').catch(() => undefined);
-  }
+  await cancelJobs(client, isAbandoned);
   const exports = await client.execute('query-block-exports');
   for (const { id } of exports) if (isAbandoned(id)) await removeExport(client, id);
   const nodes = await client.execute('query-named-block-nodes', { flat: true });
   for (const { 'node-name': name = '' } of nodes) {
     if (isAbandoned(name)) await client.execute('blockdev-del', { 'node-name': name }).catch(() => undefined);
   }
+}
+
+async function cancelJobs(client: QmpClient, ours: (id: string) => boolean): Promise<void> {
+  for (const { id } of await sampleJobs(client)) {
+    if (ours(id)) await steer(client, id, 'cancel').catch(() => undefined);
+  }
+}
+
+/**
+ * The error to tell where the export's connection broke: it is the first to show that QEMU is gone,
+ * which the monitor's tells better.
+ */
+export async function explainLoss(client: QmpClient, error: unknown): Promise<unknown> {
+  if (!(error instanceof ThickenError) || error.code !== 'NBD_LOST') return error;
+  const said: unknown = await client.executeAny('query-name').catch((reason: unknown) => reason);
+  if (said instanceof ThickenError && said.code === 'QMP_LOST') return said;
+  return diskErrors.exportGone(client.name, error);
 }

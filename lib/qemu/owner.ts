@@ -1,6 +1,7 @@
 /** What thicken adds to a QEMU carries the name of the process that added it. */
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
+import { basename } from 'node:path';
 import process from 'node:process';
 
 const PREFIX = 'thicken';
@@ -26,8 +27,16 @@ export function detachedName(): string {
   return `${PREFIX}-detached-${randomBytes(6).toString('hex')}`;
 }
 
+const givenUp = new Set<string>();
+
+/** What this process could not take away again: a later run in it may. A name, or a path that ends in it. */
+export function giveUp(name: string): void {
+  givenUp.add(basename(name));
+}
+
 /** Whether something was left behind by a thicken that is no more. */
 export function isAbandoned(name: string): boolean {
+  if (givenUp.has(name)) return true;
   const [, pid, start] = /^thicken-(\d+)-(\d+)-[0-9a-f]+/.exec(name) ?? [];
   if (pid === undefined) return false;
   return startOf(Number(pid)) !== start;

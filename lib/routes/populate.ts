@@ -1,6 +1,7 @@
 import type { NbdClient } from '../nbd/client.js';
 import { ThickenError } from '../errors.js';
 import { NO_WORK, type CancelFlag, type Work } from '../native.js';
+import { explainLoss } from '../qemu/node-export.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 
@@ -20,7 +21,7 @@ export interface GuestContext extends RouteRequest {
  * guest's writes; no data crosses the socket. A READ instead would pass over zeros (QEMU 7.2).
  */
 class PopulateSession implements RouteSession {
-  constructor(private readonly nbd: NbdClient) {}
+  constructor(private readonly context: GuestContext) {}
 
   async run(ranges: Float64Array, _cancel: CancelFlag): Promise<Work> {
     const requests: Promise<number>[] = [];
@@ -30,21 +31,27 @@ class PopulateSession implements RouteSession {
     const allocated = done.reduce((sum, bytes) => sum + bytes, 0);
     const work = { ...NO_WORK, allocated, requests: requests.length };
     const failed = outcomes.find((outcome) => outcome.status === 'rejected');
-    if (failed) throw withPartial(failed.reason, work);
+    if (failed) throw withPartial(await explainLoss(this.context.client, failed.reason), work);
     return work;
   }
 
   private async cache(offset: number, length: number): Promise<number> {
-    await this.nbd.cache(offset, length);
+    await this.context.nbd.cache(offset, length);
     return length;
   }
 
   /** QEMU holds changes of its tables in memory until it is told to flush. */
-  sync() {
-    return this.nbd.flush();
+  sync(): Promise<void> {
+    return flush(this.context);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+export async function flush({ client, nbd }: GuestContext): Promise<void> {
+  await nbd.flush().catch(async (error: unknown) => {
+    throw await explainLoss(client, error);
+  });
 }
 
 /** What was done in spite of the failure still counts. */
@@ -60,5 +67,5 @@ export const populateRoute: Mechanism<GuestContext> = {
   most: { bytes: 4 * MIB, ranges: 16 },
   depth: 16,
   adapts: 'window',
-  open: ({ nbd }) => Promise.resolve(new PopulateSession(nbd)),
+  open: (context) => Promise.resolve(new PopulateSession(context)),
 };

@@ -1,8 +1,7 @@
 import { NO_WORK } from '../native.js';
 import { startStream, type BlockJob } from '../qmp/block-jobs.js';
-import { ownName } from '../qemu/owner.js';
 import { errors } from '../errors.js';
-import type { GuestContext } from './populate.js';
+import { flush, type GuestContext } from './populate.js';
 import type { Mechanism, RouteSession, WholeControl } from './route.js';
 
 /**
@@ -21,9 +20,10 @@ class StreamSession implements RouteSession {
     const { speed } = control.limits();
     await using job = await startStream(
       client,
-      { device: node, jobId: ownName(), speed: Number.isFinite(speed) ? speed : undefined },
+      // The export's name: whoever takes the one away finds the other.
+      { device: node, jobId: nbd.exportName, speed: Number.isFinite(speed) ? speed : undefined },
       // The tables that map the copies must be on the disk before the header says that all is there.
-      { signal: control.signal, beforeFinalize: () => nbd.flush() },
+      { signal: control.signal, beforeFinalize: () => flush(this.context) },
     );
     const stop = follow(job, control);
     try {
@@ -33,11 +33,11 @@ class StreamSession implements RouteSession {
     } finally {
       stop();
     }
-    await nbd.flush();
+    await flush(this.context);
   }
 
   sync(): Promise<void> {
-    return this.context.nbd.flush();
+    return flush(this.context);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
