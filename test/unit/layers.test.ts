@@ -43,8 +43,8 @@ const LAYERS = [
   ['image'],
   ['index'],
   ['cli/options', 'cli/output', 'cli/buckets', 'cli/table'],
-  ['cli/bar', 'cli/svg', 'cli/progress'],
-  ['cli/info', 'cli/map', 'cli/allocate', 'cli/verify'],
+  ['cli/bar', 'cli/svg', 'cli/progress', 'cli/monitor'],
+  ['cli/info', 'cli/map', 'cli/allocate', 'cli/verify', 'cli/jobs', 'cli/steer'],
   ['cli/main'],
 ];
 const rankOf = new Map(LAYERS.flatMap((names, rank) => names.map((name) => [name, rank] as const)));
