@@ -2,34 +2,14 @@
 import { once } from 'node:events';
 import { describe, expect, test } from 'vitest';
 import { listJobs, QmpClient, steerJob, type JobEntry } from '../../lib/index.js';
-import { startDetachedStream } from '../../lib/qmp/block-jobs.js';
 import { fakeServer, type Command, type FakeOptions, type Peer } from '../qmp/fake-server.js';
-import { chain, MiB } from '../qmp/images.js';
-import { cli, spawnCli, startQemu, type Outcome, type Qemu } from '../support/processes.js';
+import { MiB } from '../qmp/images.js';
+import { CRAWL, daemonWith, STREAM_SIZE } from '../qmp/streams.js';
+import { cli, spawnCli, type Outcome, type Qemu } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
-import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 
-const SIZE = 64 * MiB;
-/** So slow that no test sees the end, and yet it moves. */
-const CRAWL = 256 * 1024;
 const here = requires({ tools: ['qemu-img', 'qemu-storage-daemon'] });
-
-/** A daemon with one node and one crawling stream for each id. */
-async function daemonWith(...ids: string[]): Promise<Qemu> {
-  const { overlay } = await chain(SIZE);
-  const qemu = await startQemu({ file: overlay, format: 'qcow2' });
-  await using client = await QmpClient.connect(qemu.qmp);
-  for (const [i, jobId] of ids.entries()) {
-    const device = i === 0 ? 'disk' : `disk${i}`;
-    if (i > 0) {
-      const file = { driver: 'file', filename: (await chain(SIZE, scratchPath(device))).overlay };
-      await client.execute('blockdev-add', { driver: 'qcow2', 'node-name': device, file });
-    }
-    await startDetachedStream(client, { device, jobId, speed: CRAWL });
-  }
-  return qemu;
-}
 
 /** What QEMU itself says, on a connection that is gone afterwards. */
 async function rowsOf(qemu: Qemu) {
@@ -68,7 +48,7 @@ describe.runIf(here)('jobs', () => {
     const outcome = await cli(['jobs', '--qmp', qemu.qmp, '--json']);
     const entry = (id: string, device: string) => ({
       ...{ id, type: 'stream', device, status: 'running' },
-      ...{ position: expect.any(Number), total: SIZE, speed: CRAWL },
+      ...{ position: expect.any(Number), total: STREAM_SIZE, speed: CRAWL },
     });
     const entries = documentOf<JobEntry[]>(outcome);
     for (const { secondsLeft } of entries) expect(['number', 'object']).toContain(typeof secondsLeft);
@@ -201,13 +181,13 @@ describe('wrong usage', () => {
     ['set-speed', 'stream0'],
     ['set-speed', 'stream0', 'fast'],
     ['set-speed', 'stream0', '1M', '2M'],
-    ['set-speed', '--', '-1'],
+    ['set-speed', '-1'],
     ['jobs', 'stream0'],
     ['pause', 'stream0', 'stream1'],
     ['cancel', '--format', 'raw'],
   ])('%s %s %s %s', async (command, ...args) => {
     // There is nothing at that address: usage is looked at first.
-    await expectFailure([command, '--qmp', '/nonexistent/qmp', '--json', ...args], 2, 'USAGE');
+    await expectFailure([command, '--qmp', '/nonexistent/qmp', ...args], 2, 'USAGE');
   });
 
   test('an address that is none', async () => {
@@ -345,7 +325,7 @@ describe.runIf(here)('the library', () => {
   test('lists and steers', async () => {
     await using qemu = await daemonWith('stream0');
     await using client = await QmpClient.connect(qemu.qmp);
-    expect(await listJobs(client)).toMatchObject([{ id: 'stream0', device: 'disk', total: SIZE, speed: CRAWL }]);
+    expect(await listJobs(client)).toMatchObject([{ id: 'stream0', device: 'disk', total: STREAM_SIZE, speed: CRAWL }]);
     await steerJob(client, 'stream0', { speed: MiB });
     await steerJob(client, 'stream0', 'pause');
     expect(await listJobs(client)).toMatchObject([{ speed: MiB }]);
