@@ -226,6 +226,15 @@ describe('a monitor', () => {
   });
 });
 
+test('of many jobs the error lists the first twenty, and how many there are', async () => {
+  const job = (_: unknown, i: number) => ({ id: `job${i}`, type: 'stream', status: 'running' });
+  const all = Array.from({ length: 21 }, job);
+  await using server = await fakeServer({
+    onCommand: ({ id, execute }, peer) => peer.reply(id, execute === 'query-jobs' ? all : []),
+  });
+  await expectFailure(['cancel', '--qmp', server.address], 2, 'USAGE', /one of 21: "job0", .*"job19", …$/);
+});
+
 const WILD = 'a\u001b[31m\nb\u009b2J\u202ec';
 const GRAPH = 'x-debug-query-block-graph';
 
