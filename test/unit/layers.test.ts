@@ -52,8 +52,8 @@ const LAYERS = [
   ['index'],
   ['cli/options', 'cli/output', 'cli/buckets', 'cli/table'],
   ['cli/targets'],
-  ['cli/bar', 'cli/svg', 'cli/progress'],
-  ['cli/info', 'cli/map', 'cli/allocate', 'cli/verify'],
+  ['cli/bar', 'cli/svg', 'cli/progress', 'cli/monitor'],
+  ['cli/info', 'cli/map', 'cli/allocate', 'cli/verify', 'cli/jobs', 'cli/steer'],
   ['cli/main'],
 ];
 const rankOf = new Map(LAYERS.flatMap((names, rank) => names.map((name) => [name, rank] as const)));
