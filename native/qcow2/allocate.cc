@@ -116,11 +116,9 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   Outcome outcome = chunk.load(file_, clusters, &counts_);
   const bool writes = chunk.hasChanges() || !chunk.zeroRanges().empty();
   if (outcome.ok() && writes) outcome = clearAutoclear();
-  if (outcome.ok() && chunk.hasChanges()) outcome = growTable();
+  if (outcome.ok() && chunk.hasChanges()) outcome = growTable(chunk);
   if (!outcome.ok()) return outcome;
   const Choice choice = choose(&chunk);
-  if (choice.area.end() > image_.refcountTable.size() * geometry.blockEntries())
-    return Outcome::refused(Code::stale, "more is missing than was planned");
   outcome = provide(&chunk, choice, cancel, progress);
   if (!outcome.ok() || progress->cancelled) return outcome;
   failed_ = true;

@@ -71,7 +71,7 @@ class Allocator {
   Outcome checkRequest(const Demand& demand) const;
   Outcome planNeeded(const Demand& demand);
   void planReserve(const Demand& demand);
-  Outcome growTable();
+  Outcome growTable(const Chunk& chunk);
   Outcome clearAutoclear();
   Choice choose(Chunk* chunk);
   Outcome provide(Chunk* chunk, const Choice& choice, const CancelFlag& cancel, Progress* progress);

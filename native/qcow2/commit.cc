@@ -25,12 +25,12 @@ Outcome Allocator::clearAutoclear() {
   return Outcome::of(status);
 }
 
-// For all that is still to be allocated, so that it happens once.
-Outcome Allocator::growTable() {
+// The first time for all of the request, so that it happens once.
+Outcome Allocator::growTable(const Chunk& chunk) {
   const Geometry& geometry = image_.geometry;
-  const uint64_t fresh = needed_.data - needed_.reused + needed_.tables;
-  const Growth growth =
-      planGrowth(geometry, next_, grown_ ? 0 : fresh, image_.refcountTable.size(), hasBlock());
+  uint64_t fresh = chunk.dataNeeded() + chunk.tablesNeeded();
+  if (!grown_) fresh = std::max(fresh, needed_.data - needed_.reused + needed_.tables);
+  const Growth growth = planGrowth(geometry, next_, fresh, image_.refcountTable.size(), hasBlock());
   grown_ = true;
   if (growth.table == 0) return {};
   const ClusterRun old{image_.header.refcountTableOffset >> geometry.clusterBits,

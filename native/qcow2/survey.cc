@@ -16,7 +16,6 @@ constexpr uint16_t kActive = 0x4;
 constexpr uint16_t kOnce = 0x8;
 constexpr uint32_t kCountShift = 4;
 constexpr uint16_t kManyReferences = 0xfff;
-constexpr uint64_t kWindow = 64ull << 20;
 constexpr size_t kMostListed = 1u << 20;
 
 struct FreeDeleter {
@@ -167,10 +166,11 @@ Outcome surveyWindow(Io& io, const Image& image, ClusterRun window, const Cancel
 
 }  // namespace
 
-Outcome surveyImage(Io& io, const Image& image, const CancelFlag& cancel, Survey* survey) {
+Outcome surveyImage(Io& io, const Image& image, const CancelFlag& cancel, Survey* survey,
+                    uint64_t window) {
   *survey = Survey{};
   const uint64_t entries = image.geometry.blockEntries();
-  const uint64_t step = std::max<uint64_t>(1, kWindow / entries) * entries;
+  const uint64_t step = std::max<uint64_t>(1, window / entries) * entries;
   const uint64_t end = std::max(image.hostClusters(), image.refcountTable.size() * entries);
   Outcome outcome;
   for (uint64_t first = 0; outcome.ok() && first < end && !survey->cancelled; first += step)

@@ -8,6 +8,8 @@
 
 namespace thicken::qcow2 {
 
+constexpr uint64_t kSurveyWindow = 64ull << 20;
+
 /// A count that is higher than the number of references.
 struct Excess {
   uint64_t cluster = 0;
@@ -27,7 +29,9 @@ struct Survey {
 /// Compares what refers to each host cluster with its count, as `qemu-img check` does, and refuses
 /// images in which something in use is not counted, or is used twice for different things: only
 /// where none is may tables be changed in place. Memory is bounded (128 MiB), larger files take
-/// several passes. Leaks are listed only where the image has nothing unknown.
-Outcome surveyImage(Io& io, const Image& image, const CancelFlag& cancel, Survey* survey);
+/// several passes over `window` clusters each. Leaks are listed only where the image has nothing
+/// unknown.
+Outcome surveyImage(Io& io, const Image& image, const CancelFlag& cancel, Survey* survey,
+                    uint64_t window = kSurveyWindow);
 
 }  // namespace thicken::qcow2

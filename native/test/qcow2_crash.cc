@@ -3,6 +3,8 @@
 #include <fstream>
 #include <random>
 
+#include "../qcow2/map.h"
+#include "../qcow2/references.h"
 #include "qcow2_content.h"
 
 namespace thicken_test {
@@ -57,6 +59,44 @@ Content inspect(Files* files) {
   for (const Snapshot& snapshot : image.snapshots)
     content.parts.push_back(reader.snapshot(snapshot));
   return content;
+}
+
+constexpr uint8_t kOldByte = 0xaa;
+
+class UsedClusters final : public ReferenceSink {
+ public:
+  explicit UsedClusters(uint64_t count) : used(count) {}
+  Outcome add(const Reference& reference) override {
+    const uint64_t end = std::min<uint64_t>(reference.clusters.end(), used.size());
+    for (uint64_t i = reference.clusters.first; i < end; i++) used[i] = true;
+    return {};
+  }
+  std::vector<bool> used;
+};
+
+// Old bytes wherever nothing that can be read lies.
+void poison(Files* files) {
+  Image image;
+  bool cancelled = false;
+  if (!openImage(files->file, &image).ok()) return;
+  const uint64_t size = image.geometry.clusterSize();
+  UsedClusters clusters(image.hostClusters());
+  if (!walkReferences(files->file, image, CancelFlag(), &clusters, &cancelled).ok()) return;
+  std::vector<uint8_t>& bytes = files->file.bytes();
+  for (uint64_t at = 0; at < bytes.size(); at++)
+    if (!clusters.used[at / size]) bytes[at] = kOldByte;
+  if (!image.geometry.externalData) return;
+  MapPage page;
+  MapReader reader(files->file, image);
+  if (!reader.read(Range{0, image.geometry.virtualSize}, ~0ull, CancelFlag(), &page).ok()) return;
+  for (size_t i = 0; i < page.size(); i++) {
+    const size_t start = static_cast<size_t>(page.offset[i]);
+    const size_t end =
+        std::min(files->data.bytes().size(), start + static_cast<size_t>(page.length[i]));
+    for (size_t at = start; at < end && page.state[i] != static_cast<uint8_t>(GuestState::data);
+         at++)
+      files->data.bytes()[at] = kOldByte;
+  }
 }
 
 void apply(const Operation& operation, Range part, Files* files) {
@@ -148,6 +188,7 @@ class Replay {
     if (content.leaks) result_.leaking++;
     compare(content, name);
     if (!result_.failure.empty()) return;
+    poison(&state);
     Io* data = base_.data.bytes().empty() ? nullptr : &state.data;
     Outcome outcome = allocateAll(state.file, data, options_.request, options_.piece);
     if (!outcome.ok())
@@ -192,6 +233,10 @@ class Replay {
 CrashResult replayCrashes(const std::vector<uint8_t>& file, const std::vector<uint8_t>& data,
                           const CrashOptions& options) {
   Files base{MemoryIo(file), MemoryIo(data)};
+  Image image;
+  if (openImage(base.file, &image).ok() && options.tail > 0)
+    base.file.bytes().resize((image.hostClusters() + options.tail) << image.geometry.clusterBits);
+  poison(&base);
   Files live = base;
   std::vector<Operation> log;
   RecordingIo recordedFile(live.file, 0, &log);

@@ -14,6 +14,7 @@ struct CrashOptions {
   uint64_t samples = 50;   ///< reorderings and torn writes for each set of unsynced operations
   uint64_t seed = 1;
   std::string folder;     ///< where states are written for qemu-img to judge; empty: nowhere
+  uint64_t tail = 0;      ///< free clusters appended to the file, full of old bytes
   uint64_t every = 1000;  ///< every how many states
 };
 
@@ -28,7 +29,8 @@ struct CrashResult {
 
 /// Records an allocation of the image in memory, and looks at the states that a crash may leave:
 /// every prefix of it, and samples of what the disk may have kept of unsynced operations. Each must
-/// pass a survey, read the same, and be completed by a second run that leaves no leak.
+/// pass a survey, read the same, and be completed by a second run that leaves no leak. Everything
+/// that nothing refers to is filled with old bytes first, before either run.
 CrashResult replayCrashes(const std::vector<uint8_t>& file, const std::vector<uint8_t>& data,
                           const CrashOptions& options);
 

@@ -193,6 +193,7 @@ int crash(const std::string& path, const Arguments& arguments) {
   options.samples = numberOf(arguments, "samples", 50);
   options.seed = numberOf(arguments, "seed", 1);
   options.every = numberOf(arguments, "every", 1000);
+  options.tail = numberOf(arguments, "tail", 0);
   options.folder = textOf(arguments, "folder");
   const thicken_test::CrashResult result =
       thicken_test::replayCrashes(contentOf(path), contentOf(textOf(arguments, "data")), options);
