@@ -173,8 +173,12 @@ Outcome surveyImage(Io& io, const Image& image, const CancelFlag& cancel, Survey
   const uint64_t step = std::max<uint64_t>(1, window / entries) * entries;
   const uint64_t end = std::max(image.hostClusters(), image.refcountTable.size() * entries);
   Outcome outcome;
-  for (uint64_t first = 0; outcome.ok() && first < end && !survey->cancelled; first += step)
-    outcome = surveyWindow(io, image, ClusterRun{first, step}, cancel, survey);
+  for (uint64_t first = 0; outcome.ok() && first < end && !survey->cancelled;) {
+    // Behind the last cluster that can be referred to, one pass takes all counts.
+    const uint64_t count = first < image.hostClusters() ? step : end - first;
+    outcome = surveyWindow(io, image, ClusterRun{first, count}, cancel, survey);
+    first += count;
+  }
   return outcome;
 }
 
