@@ -68,17 +68,22 @@ export async function create(file: string, one: Omit<Case, 'name' | 'fill' | 'sn
 }
 
 /** An image as the case describes it; what it holds depends on the seed. */
-export async function make(file: string, one: Case, seed: number): Promise<void> {
+export async function make(file: string, one: Case, seed: number, size = sizeOf(one)): Promise<void> {
   const next = generator(seed);
-  await create(file, one, sizeOf(one));
+  await create(file, one, size);
   for (let layer = 0; layer <= one.snapshots; layer++) {
-    await fill(file, one, next);
+    await fill(file, one, next, size, layer);
     if (layer < one.snapshots) await qemuImg('snapshot', '-c', `s${layer}`, file);
   }
 }
 
-async function fill(file: string, one: Case, next: (below: number) => number): Promise<void> {
-  const size = sizeOf(one);
+async function fill(
+  file: string,
+  one: Case,
+  next: (below: number) => number,
+  size: number,
+  layer: number,
+): Promise<void> {
   const place = (unit: number, most: number): string => {
     const length = unit * (1 + next(most));
     const offset = unit * next(Math.floor((size - length) / unit));
@@ -95,10 +100,10 @@ async function fill(file: string, one: Case, next: (below: number) => number): P
       ...Array.from({ length: 8 }, () => `discard ${place(unit, 10)}`),
       `write -z -u ${place(unit, 10)}`,
     ],
-    // A cluster is compressed once: QEMU refuses it the second time.
+    // QEMU refuses to compress a cluster that has been written before.
     compressed: () => [
-      ...Array.from({ length: 8 }, (_, i) => `write -c -P ${next(250)} ${unit * (i * 8 + next(8))} ${unit}`),
-      write(),
+      ...Array.from({ length: 8 }, (_, i) => `write -c -P ${next(250)} ${unit * (4 * (layer * 8 + i) + next(4))} ${unit}`),
+      `write -P 99 ${96 * unit + 512 * next(4)} ${3 * unit}`,
     ],
   };
   await qemuIo(file, commands[one.fill](), ['-f', 'qcow2', '-d', 'unmap']);
