@@ -60,6 +60,7 @@ Status FileIo::size(uint64_t* bytes) {
 }
 
 Status readPadded(Io& io, Range range, void* data) {
+  if (range.length == 0) return {};
   size_t got = 0;
   Status status = io.read(range, data, &got);
   if (status.ok() && got < range.length)

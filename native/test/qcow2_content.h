@@ -13,7 +13,10 @@ class ContentReader {
  public:
   ContentReader(thicken::qcow2::Io& file, thicken::qcow2::Io& data,
                 const thicken::qcow2::Image& image)
-      : file_(file), data_(data), image_(image) {}
+      : file_(file), data_(data), image_(image), absent_(image.header.hasBacking ? 0xbb : 0) {}
+
+  /// Nothing comes from the backing file.
+  void setBackingIsEmpty() { absent_ = 0; }
 
   std::vector<uint8_t> read(const std::vector<uint64_t>& l1, uint64_t clusters) {
     const uint64_t size = image_.geometry.clusterSize();
@@ -47,14 +50,13 @@ class ContentReader {
   void readCluster(thicken::qcow2::Entry entry, uint8_t* to) {
     const thicken::qcow2::Geometry& geometry = image_.geometry;
     const uint64_t size = geometry.clusterSize();
-    const uint8_t absent = image_.header.hasBacking ? 0xbb : 0;
     if (entry.isCompressed()) {
       const thicken::Range host = compressedRange(geometry, entry);
       readPadded(file_, thicken::Range{host.offset, std::min(host.length, size)}, to);
       return;
     }
     const bool hasHost = entry.hasHost(geometry.externalData);
-    std::fill(to, to + size, entry.isZero() ? uint8_t{0} : absent);
+    std::fill(to, to + size, entry.isZero() ? uint8_t{0} : absent_);
     if (entry.isZero() || !hasHost) {
       for (uint32_t i = 0; i < 32 && geometry.extended; i++)
         if ((entry.zeroed() >> i & 1) != 0) fill(to, i, 0);
@@ -64,7 +66,7 @@ class ContentReader {
     readPadded(io, thicken::Range{entry.offset(), size}, to);
     for (uint32_t i = 0; i < 32 && geometry.extended; i++) {
       if ((entry.allocated() >> i & 1) != 0) continue;
-      fill(to, i, (entry.zeroed() >> i & 1) != 0 ? uint8_t{0} : absent);
+      fill(to, i, (entry.zeroed() >> i & 1) != 0 ? uint8_t{0} : absent_);
     }
   }
 
@@ -76,6 +78,7 @@ class ContentReader {
   thicken::qcow2::Io& file_;
   thicken::qcow2::Io& data_;
   const thicken::qcow2::Image& image_;
+  uint8_t absent_;
 };
 
 }  // namespace thicken_test
