@@ -94,6 +94,8 @@ void Allocator::planReserve(const Demand& demand) {
   const uint64_t end = image_.geometry.clustersFor(needed_.fileEnd);
   const uint64_t blocks = demand.moving / entries + 2;
   const uint64_t covered = (end + demand.moving + blocks) / entries + 1;
+  const uint64_t used = survey_.counted + needed_.total() - needed_.freed;
+  needed_.free = end > used ? end - used : 0;
   needed_.reserve = demand.moving + blocks;
   if (covered > image_.refcountTable.size())
     needed_.reserve += 2 * image_.geometry.clustersFor(covered * 8) + 2;

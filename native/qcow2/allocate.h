@@ -18,7 +18,8 @@ struct Needed {
   uint64_t refcounts = 0;  ///< refcount blocks, and a larger refcount table
   uint64_t reused = 0;     ///< leaked clusters that serve for some of `data`
   uint64_t freed = 0;      ///< an outgrown refcount table's
-  uint64_t reserve = 0;    ///< for what a later write moves, its tables included
+  uint64_t reserve = 0;    ///< for what a later write moves, its tables included; behind the end
+  uint64_t free = 0;       ///< free clusters within the file, which are then reserved too
   uint64_t counted = 0;    ///< clusters in use before, leaks included
   uint64_t fileEnd = 0;    ///< bytes: where the file ends afterwards, without the reserve
 
@@ -85,6 +86,7 @@ class Allocator {
   Outcome writeL1(Chunk* chunk);
   Outcome releaseOldTables(Chunk* chunk);
   Outcome freeLeaks();
+  Outcome reserveFree(const CancelFlag& cancel, Progress* progress);
   Outcome lower(uint64_t cluster, uint64_t by);
   HasBlock hasBlock() const;
   uint64_t bytes(uint64_t clusters) const { return clusters << image_.geometry.clusterBits; }

@@ -7,7 +7,6 @@ namespace thicken::qcow2 {
 namespace {
 
 constexpr size_t kFreedAtOnce = 4096;
-constexpr uint64_t kReservePiece = 64ull << 30;
 constexpr uint64_t kKnownAutoclear = kBitmapsBit | kRawDataBit;
 
 }  // namespace
@@ -177,21 +176,50 @@ Outcome Allocator::freeLeaks() {
   return outcome.ok() ? counts_.writeBlocks() : outcome;
 }
 
+// QEMU takes the first free clusters that fit, those within the file before those behind its end:
+// all of them get blocks.
+Outcome Allocator::reserveFree(const CancelFlag& cancel, Progress* progress) {
+  const Geometry& geometry = image_.geometry;
+  const uint64_t entries = geometry.blockEntries();
+  const uint64_t end = geometry.clustersFor(image_.fileSize) + needed_.reserve;
+  std::vector<uint8_t> block(geometry.clusterSize());
+  ClusterRun run;
+  Outcome outcome;
+  for (uint64_t first = 0; outcome.ok() && first < end; first += entries) {
+    progress->cancelled = cancel.isSet();
+    if (progress->cancelled) return {};
+    const uint64_t count = std::min(entries, end - first);
+    const bool counted = counts_.hasBlock(first / entries);
+    if (counted) {
+      const Range place{image_.refcountTable[first / entries], block.size()};
+      outcome = Outcome::of(readPadded(file_, place, block.data()));
+    }
+    for (uint64_t i = 0; outcome.ok() && i < count; i++) {
+      if (!counted) {
+        if (run.count == 0) run.first = first;
+        run.count += count;
+        break;
+      }
+      if (getCount(block.data(), geometry.refcountOrder, i) == 0) {
+        if (run.count++ == 0) run.first = first + i;
+      } else if (run.count > 0) {
+        outcome = reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+        run.count = 0;
+      }
+    }
+  }
+  if (outcome.ok() && run.count > 0)
+    outcome = reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+  return outcome;
+}
+
 Outcome Allocator::finish(const CancelFlag& cancel, Progress* progress) {
   *progress = Progress{};
   if (failed_ || rules_ == nullptr)
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
   failed_ = true;
   Outcome outcome = freeLeaks();
-  // QEMU takes the first free cluster, also where the file has a hole: all of it gets blocks.
-  const uint64_t end = needed_.reserve == 0 ? 0 : image_.fileSize + bytes(needed_.reserve);
-  for (uint64_t at = 0; outcome.ok() && at < end; at += kReservePiece) {
-    if (cancel.isSet()) {
-      progress->cancelled = true;
-      break;
-    }
-    outcome = reserve(file_, Range{at, std::min(kReservePiece, end - at)}, true, progress);
-  }
+  if (outcome.ok() && needed_.reserve > 0) outcome = reserveFree(cancel, progress);
   if (outcome.ok()) outcome = Outcome::of(file_.sync());
   if (outcome.ok() && dataFile_ != nullptr) outcome = Outcome::of(dataFile_->sync());
   failed_ = !outcome.ok();

@@ -14,7 +14,8 @@
 namespace thicken::qcow2 {
 
 Status FileIo::read(Range range, void* data, size_t* got) {
-  return readFully(fd_, range, data, got);
+  *got = 0;
+  return range.length == 0 ? Status{} : readFully(fd_, range, data, got);
 }
 
 Status FileIo::write(Range range, const void* data) {

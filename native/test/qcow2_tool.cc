@@ -3,7 +3,7 @@
 //   qcow2_tool map FILE [offset=N] [length=N] [page=N] [quiet=1]
 //   qcow2_tool survey FILE
 //   qcow2_tool allocate FILE [offset=N] [length=N] [level=metadata|falloc|full] [piece=N]
-//                            [data=FILE] [backing-end=N]
+//                            [data=FILE] [backing-end=N] [direct=ALIGNMENT]
 //   qcow2_tool crash FILE [the same] [samples=N] [seed=N] [folder=PATH] [every=N]
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -138,8 +138,8 @@ int survey(Io& file) {
   return 0;
 }
 
-int openFile(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
+int openFile(const std::string& path, int flags = 0) {
+  const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC | flags);
   if (fd < 0) {
     std::perror(path.c_str());
     std::exit(2);
@@ -218,7 +218,8 @@ int main(int argc, char** argv) {
     arguments[argument.substr(0, at)] = argument.substr(at + 1);
   }
   if (command == "crash") return crash(argv[2], arguments);
-  FileIo file(openFile(argv[2]));
+  const uint64_t alignment = numberOf(arguments, "direct", 0);
+  FileIo file(openFile(argv[2]), alignment == 0 ? -1 : openFile(argv[2], O_DIRECT), alignment);
   if (command == "info") return info(file);
   if (command == "map") return map(file, arguments);
   if (command == "survey") return survey(file);

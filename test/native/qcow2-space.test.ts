@@ -78,6 +78,19 @@ describe.runIf(mountable)('a full file system', () => {
     expect(await check(file)).toMatchObject({ corruptions: 0, 'check-errors': 0 });
   });
 
+  it('is no reason to fill what lies outside the range', async () => {
+    const file = scratchPath('image.qcow2');
+    await create(file, { ...base, clusterSize: 64 * KiB }, 2 * GiB);
+    await qemuIo(file, ['write -c -P 7 0 64k']);
+    await must(tool, 'allocate', file, { level: 'metadata' });
+    const answer = await must(tool, 'allocate', file, { level: 'falloc', length: 64 * MiB });
+    expect(answer.needed.reserve).toBeGreaterThan(0);
+    const added = answer.needed.reserve * 64 * KiB;
+    expect(hostBytes(file)).toBeGreaterThan(64 * MiB);
+    expect(hostBytes(file)).toBeLessThan(66 * MiB + added);
+    await mustRun('rm', [file]);
+  });
+
   it('without fallocate gets its new clusters by writing', async () => {
     await using filesystem = await mountFilesystem({ type: 'ext3-format', size: GiB });
     const file = join(filesystem.path, 'image.qcow2');
