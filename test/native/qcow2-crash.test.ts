@@ -5,7 +5,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { mustRun, start } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
-import { create, generator, make, type Case, type Fill } from './qcow2-cases.js';
+import { create, generator, make, type Case } from './qcow2-cases.js';
 import {
   ask,
   buildTool,
