@@ -5,6 +5,7 @@ import { Image } from '../image.js';
 import type { JobImage } from '../job-image.js';
 import { planFor } from '../job-image.js';
 import { ALWAYS_LIVE } from '../liveness.js';
+import type { PlanFacts } from '../plan.js';
 import { startDetachedStream } from '../qmp/block-jobs.js';
 import { QmpClient } from '../qmp/client.js';
 import { populateRoute, type GuestContext } from '../routes/populate.js';
@@ -116,25 +117,25 @@ class GuestImage extends Image {
     return this.disk.clusterSize;
   }
 
+  /** What a check finds out shows in it at once. */
   protected forJob(): JobImage {
-    const { disk } = this;
+    // eslint-disable-next-line @typescript-eslint/no-this-alias -- for the getters
+    const image = this;
     return {
       path: this.path,
-      format: disk.format,
+      format: this.disk.format,
       size: this.size,
-      granularity: disk.clusterSize,
+      granularity: this.granularity,
       source: this.source,
-      facts: {
-        path: this.path,
-        kind: 'guest',
-        abilities: { fallocate: false, unshare: false },
-        backed: disk.backing.length > 0,
-        unreserved: this.reserve?.missing ?? null,
+      get facts() {
+        return image.planFacts();
       },
       storage: this.host,
       liveness: ALWAYS_LIVE,
       exact: true,
-      noGuarantee: this.whyNoGuarantee(),
+      get noGuarantee() {
+        return image.whyNoGuarantee();
+      },
       warnings: this.findWarnings(),
       check: (request) => this.check(request),
       route: (name, request) => routeOf(mechanismOf(name), this.context(request)),
@@ -142,6 +143,16 @@ class GuestImage extends Image {
         name === 'reserve' && this.host && this.reserve
           ? this.host.pass(this.reserve.range, request)
           : null,
+    };
+  }
+
+  private planFacts(): PlanFacts {
+    return {
+      path: this.path,
+      kind: 'guest',
+      abilities: { fallocate: false, unshare: false },
+      backed: this.disk.backing.length > 0,
+      unreserved: this.reserve?.missing ?? null,
     };
   }
 
