@@ -3,6 +3,16 @@ export { Image } from './image.js';
 export type { GuestTarget } from './target.js';
 export { Job } from './job.js';
 export { ThickenError } from './errors.js';
+export { QmpClient, type ConnectOptions, type ExecuteOptions } from './qmp/client.js';
+export {
+  listJobs,
+  steer as steerJob,
+  type JobEntry,
+  type JobVerb,
+  type Steering,
+} from './qmp/job-control.js';
+export type { JobState } from './qmp/job-sample.js';
+export type { QmpReceiver, QmpTransport } from './qmp/transport.js';
 export {
   EXTENT_FLAGS,
   HOST_STATES,

@@ -2,6 +2,7 @@
 import type { ExtentSource } from './extent-source.js';
 import type { Liveness } from './liveness.js';
 import type { CancelFlag } from './native.js';
+import type { PassRequest } from './pass.js';
 import { Planner, type Plan, type PlanFacts, type PlanRequest } from './plan.js';
 import { resolveRange, widen } from './range.js';
 import type { Route, RouteRequest } from './routes/route.js';
@@ -28,6 +29,8 @@ export interface JobImage {
   /** Throws where the image can't be acted on, or not as the request asks. */
   check(request: AllocationRequest): Promise<void>;
   route(name: RouteName, request: RouteRequest): Route;
+  /** What is different of a pass, where it does not go over the image's own extents. */
+  passOf?(name: RouteName, request: RouteRequest): Partial<PassRequest> | null;
 }
 
 export interface Scope {

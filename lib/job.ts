@@ -171,15 +171,18 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   private async runOne(pass: PlanPass, request: PlanRequest, keepFree: number): Promise<void> {
     const { image } = this;
     const { exclusive = false } = this.request;
+    const { level } = request;
+    const other = image.passOf?.(pass.route, { level, exclusive });
     await runPass(
       {
         path: image.path,
-        route: image.route(pass.route, { level: request.level, exclusive }),
+        route: other?.route ?? image.route(pass.route, { level, exclusive }),
         source: image.source,
         granularity: image.granularity,
         range: pass.range,
         takes: (state: number) => routeFor(state, image.facts, request) === pass.route,
         known: pass.ranges,
+        ...other,
       },
       this.passControl(keepFree),
     );

@@ -127,6 +127,19 @@ export interface Native {
   probeLocks(fd: number, bytes: number[]): Promise<number[]>;
   probeWriter(fd: number): Promise<boolean>;
   /** Of a connected UNIX socket. At once; throws an error with an errno. `pid` is 0 where it can't be seen. */
+  /** What full allocation of a qcow2 image takes; reads only. `code` is OK, or why it can't be told. */
+  measureQcow2(
+    fd: number,
+    cancel?: CancelFlag,
+  ): Promise<{
+    code: string;
+    message: string;
+    clusterSize: number;
+    /** Bytes: where the file ends then. */
+    fileEnd: number;
+    /** Bytes behind that, for clusters that a write must move. */
+    reserve: number;
+  }>;
   peerCredentials(fd: number): { pid: number; uid: number; gid: number };
 }
 

@@ -22,6 +22,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportFile(env, exports);
   exportLock(env, exports);
   exportPeer(env, exports);
+  exportQcow2(env, exports);
   return exports;
 }
 

@@ -11,11 +11,14 @@ namespace thicken {
 
 enum class FallocateMode : uint8_t { reserve = 0, unshare = 1 };
 
+/// Of a file that grows meanwhile.
+constexpr uint64_t kAnySize = 0;
+
 struct Fallocate {
   int fd = -1;
   FallocateMode mode = FallocateMode::reserve;
-  uint64_t expectedSize = 0;  ///< the file's size; a different one ends the call with ESTALE
-  size_t rangesPerCall = 1;   ///< neighbours that one system call spans
+  uint64_t expectedSize = kAnySize;  ///< the file's; a different one ends the call with ESTALE
+  size_t rangesPerCall = 1;          ///< neighbours that one system call spans
 };
 
 /// fallocate(2) with FALLOC_FL_KEEP_SIZE: never changes data or size, and is atomic against writers

@@ -2,6 +2,8 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { chmod, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { listJobs, QmpClient } from '../lib/index.js';
+import { daemonWith } from './qmp/streams.js';
 import { attachLoop } from './support/loop.js';
 import { makePattern, type Segment } from './support/patterns.js';
 import { cliMain, mustRun, repository, run } from './support/processes.js';
@@ -39,10 +41,15 @@ async function freshImages(folder: string): Promise<void> {
   }
 }
 
-const commands = blocks('sh').flatMap((block) => block.trim().split('\n'));
+const MONITOR = '/run/guest.qmp';
+const every = blocks('sh').flatMap((block) => block.trim().split('\n'));
+const steering = every.filter((command) => command.includes(MONITOR));
+const commands = every.filter((command) => !command.includes(MONITOR));
+const withQemu = requires({ tools: ['qemu-img', 'qemu-storage-daemon'] });
 
 test('README shows commands at all', () => {
   expect(commands.length).toBeGreaterThan(10);
+  expect(steering.length).toBeGreaterThan(5);
 });
 
 test.runIf(requires({ root: true, loop: true })).each(commands)('%s', async (command) => {
@@ -64,17 +71,41 @@ async function inShell(command: string, folder: string, path: string) {
   return await run('sh', ['-c', command.replace('/dev/vg0/guest', loop.device)], options);
 }
 
+/** The monitor of the examples is a storage daemon's here, with a job by that name. */
+test.runIf(withQemu).each(steering)('%s', async (command) => {
+  const { folder, path } = await workplace();
+  await using qemu = await daemonWith('stream0');
+  const outcome = await inShell(command.replace(MONITOR, qemu.qmp), folder, path);
+  expect([outcome.status, outcome.stderr]).toEqual([0, '']);
+  expect(outcome.stdout).toContain('stream0');
+});
+
+/** The TypeScript example that imports `name`. */
+function example(name: string): string {
+  const found = blocks('ts').filter((block) => new RegExp(`^import .*\\b${name}\\b`).test(block));
+  expect(found).toHaveLength(1);
+  return found[0] ?? '';
+}
+
+/** Inside the clone, so that the package finds itself by name. */
+function runScript(script: string): Promise<string> {
+  return mustRun(process.execPath, ['--input-type=module', '-e', script], { cwd: repository });
+}
+
+test.runIf(withQemu)('the TypeScript example for jobs runs, and steers', async () => {
+  await using qemu = await daemonWith('stream0');
+  // Else it might have reached its end before it is looked at.
+  await mustRun(process.execPath, [cliMain, 'pause', '--qmp', qemu.qmp]);
+  const output = await runScript(example('listJobs').replace(MONITOR, qemu.qmp));
+  expect(output).toMatch(/^stream0 (?:running|paused) \d+ \d+ (null|[\d.]+)\n$/);
+  await using client = await QmpClient.connect(qemu.qmp);
+  expect(await listJobs(client)).toMatchObject([{ id: 'stream0', speed: 50 * MIB }]);
+});
+
 test('the TypeScript example runs, and allocates', async () => {
-  const [example] = blocks('ts');
   const { folder } = await workplace();
   await freshImages(folder);
-  // Inside the clone, so that the package finds itself by name.
-  const script = `process.chdir(${JSON.stringify(folder)});\n${example}`;
-  const output = await mustRun(
-    process.execPath,
-    ['--input-type=module', '-e', script],
-    { cwd: repository },
-  );
+  const output = await runScript(`process.chdir(${JSON.stringify(folder)});\n${example('open')}`);
   expect(output).toMatch(/0 1048576 hole/);
   expect(output).toMatch(/true true\n$/);
 });

@@ -14,10 +14,12 @@ import {
   addCommon,
   addQemu,
   addLevel,
+  addMonitor,
   addRange,
   parseKeepFree,
   parseRate,
   ROUTE_NAMES,
+  type MonitorOptions,
 } from './options.js';
 import {
   exitStatus,
@@ -37,6 +39,9 @@ type Action<Options> = (
 
 const cancelled = new AbortController();
 
+/** Commands that take the signal themselves, and say how far they came. */
+const ENDS_BY_ITSELF = new Set(['allocate', 'jobs', 'pause', 'resume', 'cancel', 'set-speed']);
+
 function version(): string {
   const manifest = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
   return (JSON.parse(manifest) as { version: string }).version;
@@ -48,6 +53,32 @@ function action<Options>(load: () => Promise<Action<Options>>) {
     const run = await load();
     process.exitCode = await run([target ?? []].flat(), options, cancelled.signal);
   };
+}
+
+/** Jobs of QEMU's, whoever started them. */
+function addJobCommands(program: Command): void {
+  const list = action(async () => (await import('./jobs.js')).jobs);
+  addMonitor(program.command('jobs'))
+    .description('QEMU’s block jobs, and how far they are')
+    .action((options: MonitorOptions) => list(undefined, options));
+
+  addMonitor(program.command('pause [job]'))
+    .description('hold a job, after its request in flight')
+    .action(action(async () => (await import('./steer.js')).pause));
+
+  addMonitor(program.command('resume [job]'))
+    .description('let a job go on, also one that an error has paused')
+    .action(action(async () => (await import('./steer.js')).resume));
+
+  addMonitor(program.command('cancel [job]'))
+    .description('end a job, and wait until it is gone')
+    .action(action(async () => (await import('./steer.js')).cancel));
+
+  // Variadic, since commander takes no optional argument before one that must be given.
+  addMonitor(program.command('set-speed').argument('<rate...>'))
+    .usage('[options] [job] <rate>')
+    .description('limit a job to so many bytes a second (50M), or to none')
+    .action(action(async () => (await import('./steer.js')).setSpeed));
 }
 
 function build(): Command {
@@ -90,6 +121,8 @@ function build(): Command {
   addQemu(addLevel(addRange(addCommon(program.command('verify [target]')))))
     .description('exit 0 if every byte has the storage that the level promises, else 3')
     .action(action(async () => (await import('./verify.js')).verify));
+
+  addJobCommands(program);
 
   for (const command of program.commands) command.exitOverride().copyInheritedSettings(program);
   return program;
@@ -150,8 +183,7 @@ async function main(args: string[]): Promise<void> {
   try {
     const aborted = new Promise<never>((_, reject) => {
       cancelled.signal.addEventListener('abort', () => {
-        // Commands that run a job end by themselves, and say how far they came.
-        if (args[0] !== 'allocate') reject(errors.cancelled(args[1] ?? ''));
+        if (!ENDS_BY_ITSELF.has(args[0] ?? '')) reject(errors.cancelled(args[1] ?? ''));
       });
     });
     await Promise.race([build().parseAsync(args, { from: 'user' }), aborted]);

@@ -22,6 +22,11 @@ export interface QemuOptions {
   nbd?: string;
 }
 
+export interface MonitorOptions {
+  qmp: string;
+  json?: boolean;
+}
+
 export const LEVELS: Preallocation[] = ['metadata', 'falloc', 'full'];
 export const ROUTE_NAMES: RouteName[] = [
   'fallocate',
@@ -36,9 +41,18 @@ export const ROUTE_NAMES: RouteName[] = [
 const size = (name: string) => (text: string) => parseSize(text, name);
 
 export function addCommon(command: Command): Command {
-  return command
-    .option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe')
-    .option('--json', 'print exactly one JSON document on stdout');
+  return addJson(
+    command.option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe'),
+  );
+}
+
+function addJson(command: Command): Command {
+  return command.option('--json', 'print exactly one JSON document on stdout');
+}
+
+export function addMonitor(command: Command): Command {
+  const where = 'the QMP monitor: a socket’s path with a slash, or tcp:HOST:PORT';
+  return addJson(command.requiredOption('--qmp <socket>', where));
 }
 
 export function addQemu(command: Command): Command {
@@ -61,12 +75,17 @@ export function addLevel(command: Command): Command {
 }
 
 /** A positive number of bytes or requests a second; `50M`, or `50M/s`. */
-export function parseRate(name: string) {
+export function parseRate(name: string, unlimited = 'leave it out') {
   return (text: string): number => {
     const rate = parseSize(text.replace(/\/s$/, ''), name);
     if (rate > 0) return rate;
-    throw usageError(`${name} is 0`, 'give a number above 0, or leave it out for no limit');
+    throw usageError(`${name} is 0`, `give a number above 0, or ${unlimited} for no limit`);
   };
+}
+
+/** Bytes a second, as `parseRate` has them; Infinity for `none`. */
+export function parseLimit(text: string): number {
+  return text === 'none' ? Infinity : parseRate('rate', 'say none')(text);
 }
 
 export function parseKeepFree(text: string): NonNullable<AllocationRequest['keepFree']> {

@@ -26,7 +26,12 @@ export function printJsonPart(text: string): Promise<void> {
 }
 
 export function printJson(value: unknown): Promise<void> {
-  return printJsonPart(`${JSON.stringify(value)}\n`);
+  return printJsonPart(`${escaped(JSON.stringify(value))}\n`);
+}
+
+/** JSON escapes only the first 32 of the control characters; a terminal obeys the others too. */
+function escaped(json: string): string {
+  return json.replace(/[\u007f-\u009f]/g, (character) => `\\u00${character.charCodeAt(0).toString(16)}`);
 }
 
 /** The error as the run's JSON document, unless a document was cut short by it. */

@@ -78,8 +78,8 @@ function diskOfDevice(device: BlockDevice, nodes: Map<string, BlockNode>, graph:
 /** `/machine/peripheral/ID/virtio-backend` is the backend of the device with that ID. */
 function namesOf({ qdev, device, inserted }: BlockDevice): string[] {
   const path = qdev?.replace(/\/virtio-backend$/, '');
-  const id = path?.replace(/^\/machine\/peripheral\//, '');
-  const names = [id, path, qdev, device, inserted?.['node-name']];
+  const id = /^(?:\/machine\/peripheral\/)?([^/]+)$/.exec(path ?? '')?.[1];
+  const names = [id, device, path, qdev, inserted?.['node-name']];
   return [...new Set(names.filter((name): name is string => Boolean(name)))];
 }
 

@@ -1,20 +1,28 @@
 /** A disk that a running QEMU has open: what it is, and how QEMU is had to allocate it. */
-import { errors } from '../errors.js';
+import { errors, toThickenError } from '../errors.js';
 import { openFile, type OpenOptions } from '../file-image.js';
 import { Image } from '../image.js';
 import type { JobImage } from '../job-image.js';
 import { planFor } from '../job-image.js';
 import { ALWAYS_LIVE } from '../liveness.js';
+import type { PlanFacts } from '../plan.js';
 import { startDetachedStream } from '../qmp/block-jobs.js';
 import { QmpClient } from '../qmp/client.js';
 import { populateRoute, type GuestContext } from '../routes/populate.js';
 import { routeOf, type Mechanism, type RouteRequest } from '../routes/route.js';
 import { streamRoute } from '../routes/stream.js';
 import { nameOf, type GuestTarget } from '../target.js';
-import type { AllocationRequest, DetachedResult, ImageInfo, RouteName } from '../types.js';
+import type {
+  AllocationRequest,
+  ByteRange,
+  DetachedResult,
+  ImageInfo,
+  RouteName,
+} from '../types.js';
 import { findDisk, type GuestDisk } from './disks.js';
 import { diskErrors } from './errors.js';
 import { openHostFile } from './host-file.js';
+import { HostReserve } from './host-reserve.js';
 import { NbdExtents } from './nbd-extents.js';
 import { NodeExport } from './node-export.js';
 import { detachedName } from './owner.js';
@@ -34,11 +42,26 @@ export async function openGuestDisk(target: GuestTarget, options: GuestOptions =
     const disk = await findDisk(client, target.device);
     if (disk.format === 'raw') return await openRawDisk(client, disk, target);
     const added = await NodeExport.add(client, disk.node, options.nbd);
-    return new GuestImage(client, disk, target, added);
+    const host = await openReserve(client, disk).catch(asReason);
+    return new GuestImage(client, disk, target, added, ...host);
   } catch (error) {
     await client.close();
     throw error;
   }
+}
+
+type Host = [reserve: HostReserve | null, reason: string | null];
+
+/** Only of qcow2 it is known what it may grow to. */
+async function openReserve(client: QmpClient, disk: GuestDisk): Promise<Host> {
+  if (disk.format !== 'qcow2') return [null, `what a ${disk.format} image may grow to is not known`];
+  if (disk.protocol !== null && disk.protocol !== 'file') return [null, `it lies on ${disk.protocol}`];
+  if (disk.image['format-specific']?.data['data-file']) return [null, 'its data lies in another file'];
+  return [await HostReserve.open(await openHostFile(client, disk)), null];
+}
+
+function asReason(error: unknown): Host {
+  return [null, toThickenError(error).message];
 }
 
 /** fallocate(2) changes no byte, and is atomic against QEMU's writes: thicken does it itself. */
@@ -65,12 +88,17 @@ class GuestImage extends Image {
   readonly kind = 'qemu';
   readonly formatBy = 'option';
   private readonly source: NbdExtents;
+  /** What the container may grow to, and the bytes of it that lack host blocks; as last looked at. */
+  private reserve: { range: ByteRange; missing: number } | null = null;
 
   constructor(
     private readonly client: QmpClient,
     private disk: GuestDisk,
     private readonly target: GuestTarget,
     private readonly added: NodeExport,
+    private readonly host: HostReserve | null,
+    /** Why the host's side can't be seen. */
+    private readonly blind: string | null,
   ) {
     super();
     this.path = nameOf(target);
@@ -89,29 +117,62 @@ class GuestImage extends Image {
     return this.disk.clusterSize;
   }
 
+  /** What a check finds out shows in it at once. */
   protected forJob(): JobImage {
-    const { disk } = this;
+    // eslint-disable-next-line @typescript-eslint/no-this-alias -- for the getters
+    const image = this;
     return {
       path: this.path,
-      format: disk.format,
+      format: this.disk.format,
       size: this.size,
-      granularity: disk.clusterSize,
+      granularity: this.granularity,
       source: this.source,
-      facts: {
-        path: this.path,
-        kind: 'guest',
-        abilities: { fallocate: false, unshare: false },
-        backed: disk.backing.length > 0,
-        unreserved: null,
+      get facts() {
+        return image.planFacts();
       },
-      storage: null,
+      storage: this.host,
       liveness: ALWAYS_LIVE,
       exact: true,
-      noGuarantee: `host blocks of a ${disk.format} image in use are not reserved yet`,
-      warnings: [],
+      get noGuarantee() {
+        return image.whyNoGuarantee();
+      },
+      warnings: this.findWarnings(),
       check: (request) => this.check(request),
       route: (name, request) => routeOf(mechanismOf(name), this.context(request)),
+      passOf: (name, request) =>
+        name === 'reserve' && this.host && this.reserve
+          ? this.host.pass(this.reserve.range, request)
+          : null,
     };
+  }
+
+  private planFacts(): PlanFacts {
+    return {
+      path: this.path,
+      kind: 'guest',
+      abilities: { fallocate: false, unshare: false },
+      backed: this.disk.backing.length > 0,
+      unreserved: this.reserve?.missing ?? null,
+    };
+  }
+
+  private whyNoGuarantee(): string | null {
+    if (!this.host) return this.blind;
+    if (!this.reserve) return 'its tables can’t be made out while the guest runs';
+    return this.host.filesystem.noGuarantee;
+  }
+
+  private findWarnings(): string[] {
+    if (!this.host) return [];
+    return ['a guest’s discard gives blocks back where the disk has discard=unmap, which QEMU does not tell'];
+  }
+
+  /** All that QEMU holds in memory must be on the disk before the tables are read. */
+  private async lookAtHost(): Promise<void> {
+    if (!this.host) return;
+    await this.added.nbd.flush();
+    const range = await this.host.range();
+    this.reserve = range && { range, missing: await this.host.missing(range) };
   }
 
   private context(request: RouteRequest): GuestContext {
@@ -123,6 +184,7 @@ class GuestImage extends Image {
     this.throwIfClosed();
     this.disk = await findDisk(this.client, this.target.device);
     if (this.disk.readOnly) throw diskErrors.readOnly(this.path);
+    if ((request.preallocation ?? 'falloc') === 'falloc') await this.lookAtHost();
     if (!request.dropBacking) return;
     const { offset = 0, length = this.size } = request;
     if (offset !== 0 || length < this.size) throw diskErrors.shortBacking(this.path);
@@ -146,10 +208,8 @@ class GuestImage extends Image {
   async info(): Promise<ImageInfo> {
     await this.check({});
     const image = this.forJob();
-    const { survey } = await planFor(image, {
-      range: { offset: 0, length: this.size },
-      level: 'metadata',
-    });
+    const range = { offset: 0, length: this.size };
+    const { survey } = await planFor(image, { range, level: 'metadata' });
     const { disk } = this;
     return {
       target: this.path,
@@ -161,7 +221,7 @@ class GuestImage extends Image {
       hostAllocated: disk.image['actual-size'] ?? null,
       allocated: survey.met,
       missing: survey.missing,
-      needed: { metadata: survey.needed, falloc: null, full: null },
+      needed: { metadata: survey.needed, falloc: this.reserve?.missing ?? null, full: null },
       granularity: this.granularity,
       inUse: { by: `QEMU (pid ${this.client.peerPid() ?? 'unknown'})`, locks: [] },
       filesystem: null,
@@ -173,6 +233,7 @@ class GuestImage extends Image {
 
   protected async release(): Promise<void> {
     try {
+      await this.host?.close();
       await this.added[Symbol.asyncDispose]();
     } finally {
       await this.client.close();

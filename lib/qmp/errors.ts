@@ -127,6 +127,14 @@ export interface JobPlace {
 
 const job = ({ id, type }: JobPlace) => `${type} job ${JSON.stringify(printable(id))}`;
 
+const NO_JOBS = 'there are no jobs at all';
+const MOST_LISTED = 20;
+
+function listed(names: readonly string[]): string {
+  const quoted = names.slice(0, MOST_LISTED).map((name) => JSON.stringify(printable(name)));
+  return [...quoted, ...(names.length > MOST_LISTED ? ['…'] : [])].join(', ');
+}
+
 const JOB_REMEDIES: Record<string, string> = {
   ENOSPC: 'free some space where the active image lies, and run it again: what was copied stays',
   EDQUOT: 'raise the quota, and run it again: what was copied stays',
@@ -138,9 +146,15 @@ export const jobErrors = {
     build(
       'UNKNOWN_JOB',
       `there is no job ${JSON.stringify(printable(id))}${on(monitor)}`,
-      known.length === 0
-        ? 'there are no jobs at all'
-        : `there is ${known.slice(0, 20).map((name) => JSON.stringify(printable(name))).join(', ')}`,
+      known.length === 0 ? NO_JOBS : `there is ${listed(known)}`,
+      { path: monitor },
+    ),
+
+  unnamed: (monitor: string, known: readonly string[]) =>
+    build(
+      'USAGE',
+      `no job is named${on(monitor)}`,
+      known.length === 0 ? NO_JOBS : `name one of ${known.length}: ${listed(known)}`,
       { path: monitor },
     ),
 

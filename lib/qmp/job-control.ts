@@ -9,7 +9,7 @@ import { isPaused, sampleJobs, stateOf, type JobSample, type JobState } from './
 export type JobVerb = 'pause' | 'resume' | 'cancel' | 'complete' | 'finalize';
 export type Steering = JobVerb | { speed: number };
 
-/** One line of `jobs --json`. */
+/** A job, as `thicken jobs --json` prints it. */
 export interface JobEntry {
   id: string;
   type: string;
@@ -29,12 +29,13 @@ const SAMPLE_MS = 250;
 const LOOK_MS = 100;
 /** Longer than between two looks of a BlockJob without events. */
 const OWNERS_LOOKS = 10;
-/** A job may take its time to end; then `cancel` may be said again. */
-const MOST_LOOKS = 50;
 const NEVER = new AbortController().signal;
 const RUNNING = new Set<JobState>(['created', 'running']);
 
-/** All jobs; looks twice, `sampleMs` (250) apart, where one is running. */
+/**
+ * All jobs; looks twice, `sampleMs` (250) apart, where one is running. Throws CANCELLED, and what
+ * QmpClient's commands throw.
+ */
 export async function listJobs(
   client: QmpClient,
   { sampleMs = SAMPLE_MS, signal = NEVER }: { sampleMs?: number; signal?: AbortSignal } = {},
@@ -111,22 +112,31 @@ function isAlready(job: JobSample, how: Steering): boolean {
 }
 
 /**
- * The same, for one who only has the id. After `cancel`, what whoever started the job does not
- * dismiss, because it is gone, is dismissed here.
+ * Steers a job, whoever started it, by its id: a verb, or `{ speed }` in bytes a second (Infinity
+ * for no limit). Does nothing where the job is that way already. `cancel` waits until the job is
+ * gone, as long as `signal` does not abort; where whoever started it does not dismiss it, because
+ * it is gone itself, it is dismissed here. Throws UNKNOWN_JOB (with the jobs that there are), RANGE
+ * (a speed that is not above 0), QMP_COMMAND (QEMU refuses), CANCELLED.
  */
-export async function steer(client: QmpClient, id: string, how: Steering): Promise<void> {
+export async function steer(
+  client: QmpClient,
+  id: string,
+  how: Steering,
+  { signal = NEVER }: { signal?: AbortSignal } = {},
+): Promise<void> {
   await control(client, id, how);
-  if (how === 'cancel') await clearAway(client, id);
+  if (how === 'cancel') await clearAway(client, id, signal);
 }
 
 /** Whoever started the job has the first right to learn its end, which may take a few looks. */
-async function clearAway(client: QmpClient, id: string): Promise<void> {
+async function clearAway(client: QmpClient, id: string, signal: AbortSignal): Promise<void> {
   let concluded = 0;
-  for (let looks = 0; looks < MOST_LOOKS; looks++) {
+  for (;;) {
+    if (signal.aborted) throw qmpErrors.cancelled(client.name, 'waiting for a job to go', signal.reason);
     const job = (await sampleJobs(client)).find((candidate) => candidate.id === id);
     if (!job) return;
     if (job.status === 'concluded' && ++concluded > OWNERS_LOOKS) return dismiss(client, id);
-    await systemClock.sleep(LOOK_MS, NEVER);
+    await systemClock.sleep(LOOK_MS, signal);
   }
 }
 

@@ -20,7 +20,7 @@ export class FallocateSession implements RouteSession {
   private constructor(
     private readonly file: Descriptor,
     private readonly mode: number,
-    /** Bytes; another size by now ends the run. */
+    /** Bytes; another size by now ends the run. 0: it may change. */
     private readonly size: number,
     private readonly rangesPerCall: number,
   ) {}

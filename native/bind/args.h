@@ -74,5 +74,6 @@ void exportDevice(Napi::Env env, Napi::Object exports);
 void exportFile(Napi::Env env, Napi::Object exports);
 void exportLock(Napi::Env env, Napi::Object exports);
 void exportPeer(Napi::Env env, Napi::Object exports);
+void exportQcow2(Napi::Env env, Napi::Object exports);
 
 }  // namespace thicken

@@ -27,6 +27,9 @@ const tools = {
     ...storage,
     cmake: 'cmake',
     gcc: 'gcc',
+    // libFuzzer is in a package of its own.
+    'clang++-14': 'clang-14 libclang-rt-14-dev',
+    cmp: 'diffutils',
     'qemu-storage-daemon': 'qemu-system-common',
     'qemu-system-x86_64': 'qemu-system-x86',
     strace: 'strace',
@@ -56,7 +59,7 @@ export function missingPackages(mode) {
   const folders = addSystemFolders().split(delimiter);
   const found = (tool) => folders.some((folder) => isExecutable(join(folder, tool)));
   const missing = Object.entries(tools[mode]).filter(([tool]) => !found(tool));
-  return [...new Set(missing.map(([, name]) => name))].sort();
+  return [...new Set(missing.flatMap(([, names]) => names.split(' ')))].sort();
 }
 
 function isExecutable(path) {

@@ -1,0 +1,242 @@
+#include "allocate.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace thicken::qcow2 {
+namespace {
+
+// Zeros are written in pieces of this size, between which cancelling is polled.
+constexpr uint64_t kZeroPiece = 8u << 20;
+
+}  // namespace
+
+Allocator::Allocator(Io& file, Io* dataFile, Image image)
+    : file_(file), dataFile_(dataFile), image_(std::move(image)), counts_(file_, image_) {}
+
+HasBlock Allocator::hasBlock() const {
+  return [this](uint64_t index) { return counts_.hasBlock(index); };
+}
+
+Outcome Allocator::prepare(const Request& request, const CancelFlag& cancel, bool* cancelled) {
+  *cancelled = false;
+  request_ = request;
+  rules_ = std::make_unique<Rules>(image_, request_);
+  counts_.reset();
+  leak_ = 0;
+  grown_ = false;
+  failed_ = true;
+  Outcome outcome = checkWritable(image_.header);
+  if (outcome.ok()) outcome = surveyImage(file_, image_, cancel, &survey_);
+  Demand demand;
+  if (outcome.ok() && !survey_.cancelled)
+    outcome = measureDemand(file_, image_, *rules_, &counts_, cancel, &demand);
+  *cancelled = survey_.cancelled || demand.cancelled;
+  if (outcome.ok() && !*cancelled) outcome = checkRequest(demand);
+  if (!outcome.ok() || *cancelled) return outcome;
+  zeroFrom_ = image_.geometry.clustersFor(image_.fileSize);
+  // What lies in the file behind the last counted cluster is free, unless it is something unknown.
+  next_ = image_.header.allKnown ? survey_.end : std::max(survey_.end, zeroFrom_);
+  outcome = planNeeded(demand);
+  failed_ = !outcome.ok();
+  return outcome;
+}
+
+Outcome Allocator::checkRequest(const Demand& demand) const {
+  const Geometry& geometry = image_.geometry;
+  if (demand.backed)
+    return Outcome::refused(Code::needsPopulate, "content of the range comes from the backing file",
+                            Range{demand.firstBacked, geometry.clusterSize()});
+  if (geometry.externalData && request_.level != Level::metadata && dataFile_ == nullptr)
+    return Outcome::refused(Code::unsupported, "the external data file is not open");
+  if (geometry.version < 3 && image_.header.cryptMethod != 0 && demand.data > 0)
+    return Outcome::refused(Code::unsupported,
+                            "encrypted images of version 2 can't say that a cluster is zero; "
+                            "`qemu-img amend -o compat=1.1` makes it version 3");
+  return {};
+}
+
+Outcome Allocator::planNeeded(const Demand& demand) {
+  const Geometry& geometry = image_.geometry;
+  uint64_t leaked = 0;
+  for (const ClusterRun& run : survey_.leaks) leaked += run.count;
+  needed_ = Needed{};
+  needed_.counted = survey_.counted;
+  needed_.data = geometry.externalData ? 0 : demand.data;
+  needed_.tables = demand.tables;
+  needed_.reused = std::min(leaked, needed_.data);
+  const uint64_t fresh = needed_.data - needed_.reused + needed_.tables;
+  if (fresh > kMaxHostEnd >> geometry.clusterBits)
+    return Outcome::refused(Code::unsupported, "the file would be larger than qcow2 can be");
+  const Growth growth = planGrowth(geometry, next_, fresh, image_.refcountTable.size(), hasBlock());
+  const uint64_t start = next_ + growth.blocks + growth.table;
+  const auto hasThen = [this, start](uint64_t index) {
+    const uint64_t entries = image_.geometry.blockEntries();
+    return counts_.hasBlock(index) ||
+           (start > next_ && index >= next_ / entries && index <= (start - 1) / entries);
+  };
+  const uint64_t end = layoutEnd(start, fresh, geometry.blockEntries(), hasThen);
+  if (bytes(growth.table) > kMaxRefcountTableBytes || end > kMaxHostEnd >> geometry.clusterBits)
+    return Outcome::refused(Code::unsupported,
+                            "the file would need a refcount table beyond the 8 MiB that QEMU "
+                            "opens; convert the image to a larger cluster size");
+  needed_.refcounts = growth.blocks + growth.table + (end - start - fresh);
+  needed_.freed = growth.table == 0 ? 0 : image_.header.refcountTableClusters;
+  needed_.fileEnd = std::max(image_.fileSize, bytes(end));
+  planReserve(demand);
+  return {};
+}
+
+// An upper bound: QEMU makes a table half as large again when it grows one.
+void Allocator::planReserve(const Demand& demand) {
+  if (request_.level == Level::metadata || demand.moving == 0) return;
+  const uint64_t entries = image_.geometry.blockEntries();
+  const uint64_t end = image_.geometry.clustersFor(needed_.fileEnd);
+  const uint64_t blocks = demand.moving / entries + 2;
+  const uint64_t covered = (end + demand.moving + blocks) / entries + 1;
+  const uint64_t used = survey_.counted + needed_.total() - needed_.freed;
+  needed_.free = end > used ? end - used : 0;
+  needed_.reserve = demand.moving + blocks;
+  if (covered > image_.refcountTable.size())
+    needed_.reserve += 2 * image_.geometry.clustersFor(covered * 8) + 2;
+}
+
+Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* progress) {
+  *progress = Progress{};
+  progress->next = piece.offset;
+  if (failed_ || rules_ == nullptr)
+    return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
+  const Geometry& geometry = image_.geometry;
+  Request part = request_;
+  part.range = piece;
+  const ClusterRun clusters = Rules(image_, part).clusters();
+  if (clusters.count == 0) {
+    progress->next = piece.end();
+    return {};
+  }
+  Chunk chunk(image_, request_, *rules_);
+  Outcome outcome = chunk.load(file_, clusters, &counts_);
+  const bool writes = chunk.hasChanges() || !chunk.zeroRanges().empty();
+  if (outcome.ok() && writes) outcome = clearAutoclear();
+  if (outcome.ok() && chunk.hasChanges()) outcome = growTable(chunk);
+  if (!outcome.ok()) return outcome;
+  const Choice choice = choose(&chunk);
+  outcome = provide(&chunk, choice, cancel, progress);
+  if (!outcome.ok() || progress->cancelled) return outcome;
+  failed_ = true;
+  if (chunk.hasChanges()) outcome = commit(&chunk, choice);
+  if (!outcome.ok()) return outcome;
+  failed_ = false;
+  counts_.trim();
+  progress->mapped = chunk.mappedClusters() << geometry.clusterBits;
+  progress->next = std::max(piece.offset, chunk.clusters().end() << geometry.clusterBits);
+  if (progress->next >= geometry.virtualSize) progress->next = piece.end();
+  return {};
+}
+
+Allocator::Choice Allocator::choose(Chunk* chunk) {
+  Choice choice;
+  uint64_t data = chunk->dataNeeded();
+  for (size_t i = leak_; data > 0 && i < survey_.leaks.size(); i++) {
+    const ClusterRun& leak = survey_.leaks[i];
+    const ClusterRun run{leak.first, std::min(data, leak.count)};
+    choice.leaks.push_back(run);
+    choice.supply.push_back(Supply{run, false});
+    data -= run.count;
+  }
+  Layout layout(next_, data + chunk->tablesNeeded(), image_.geometry.blockEntries(), hasBlock());
+  choice.area = layout.area();
+  choice.blocks = layout.blocks();
+  while (data > 0) {
+    // Clusters that were in the file before may hold anything.
+    const uint64_t at = layout.peek();
+    const bool zero = at >= zeroFrom_;
+    const ClusterRun run = layout.take(zero ? data : std::min(data, zeroFrom_ - at));
+    choice.supply.push_back(Supply{run, zero});
+    data -= run.count;
+  }
+  for (ChunkTable& table : chunk->tables())
+    if (table.changed) table.place = table.owned ? table.oldCluster : layout.take(1).first;
+  const bool flagged = image_.geometry.version >= 3;
+  for (const Supply& supply : choice.supply)
+    if (request_.level == Level::full || (!supply.zero && !flagged))
+      chunk->addZeroRange(Range{bytes(supply.clusters.first), bytes(supply.clusters.count)});
+  return choice;
+}
+
+Outcome Allocator::reserve(Io& io, Range range, bool keepSize, Progress* progress) {
+  Status status = io.reserve(range, keepSize);
+  if (status.error != EOPNOTSUPP) return Outcome::of(status);
+  progress->reserved = false;
+  return {};
+}
+
+Outcome Allocator::extend(uint64_t end) {
+  Outcome outcome;
+  if (end > image_.fileSize)
+    outcome = Outcome::of(file_.writeZeros(Range{end - kSectorSize, kSectorSize}));
+  if (outcome.ok()) image_.fileSize = std::max(image_.fileSize, end);
+  return outcome;
+}
+
+Outcome Allocator::fillZeros(const std::vector<Range>& ranges, const CancelFlag& cancel,
+                             Progress* progress) {
+  const bool external = image_.geometry.externalData;
+  for (const Range& range : ranges) {
+    const uint64_t end =
+        external ? std::min(range.end(), image_.geometry.virtualSize) : range.end();
+    for (uint64_t at = range.offset; at < end; at += kZeroPiece) {
+      if (cancel.isSet()) {
+        progress->cancelled = true;
+        return {};
+      }
+      Io& io = external ? *dataFile_ : file_;
+      Status status = io.writeZeros(Range{at, std::min(kZeroPiece, end - at)});
+      if (!status.ok()) return Outcome::of(status);
+    }
+  }
+  return {};
+}
+
+// Space for all that the chunk will refer to. Nothing refers to it yet.
+Outcome Allocator::provide(Chunk* chunk, const Choice& choice, const CancelFlag& cancel,
+                           Progress* progress) {
+  const bool metadata = request_.level == Level::metadata;
+  const Range area{bytes(choice.area.first), bytes(choice.area.count)};
+  uint64_t end = choice.area.count == 0 ? 0 : area.end();
+  Outcome outcome;
+  for (const ClusterRun& leak : choice.leaks) {
+    end = std::max(end, bytes(leak.end()));
+    if (outcome.ok() && !metadata)
+      outcome = reserve(file_, Range{bytes(leak.first), bytes(leak.count)}, true, progress);
+  }
+  if (outcome.ok() && !metadata && area.length > 0) outcome = reserve(file_, area, false, progress);
+  if (outcome.ok()) outcome = extend(end);
+  const bool hasReserved = progress->reserved;
+  if (outcome.ok() && !metadata) outcome = provideMapped(chunk, progress);
+  if (outcome.ok()) outcome = fillZeros(chunk->zeroRanges(), cancel, progress);
+  if (hasReserved || !outcome.ok() || progress->cancelled || request_.level == Level::full)
+    return outcome;
+  // Without fallocate(2), new clusters get their blocks by being written.
+  std::vector<Range> fresh;
+  for (const Supply& supply : choice.supply)
+    fresh.push_back(Range{bytes(supply.clusters.first), bytes(supply.clusters.count)});
+  return fillZeros(fresh, cancel, progress);
+}
+
+Outcome Allocator::provideMapped(Chunk* chunk, Progress* progress) {
+  const Geometry& geometry = image_.geometry;
+  if (geometry.externalData) {
+    const uint64_t start = chunk->clusters().first << geometry.clusterBits;
+    const uint64_t end =
+        std::min(chunk->clusters().end() << geometry.clusterBits, geometry.virtualSize);
+    return reserve(*dataFile_, Range{start, end - start}, false, progress);
+  }
+  for (const ClusterRun& run : chunk->takeMapped()) {
+    Outcome outcome = reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+    if (!outcome.ok()) return outcome;
+  }
+  return {};
+}
+
+}  // namespace thicken::qcow2

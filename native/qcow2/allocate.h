@@ -1,0 +1,109 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "chunk.h"
+#include "demand.h"
+#include "layout.h"
+#include "survey.h"
+
+namespace thicken::qcow2 {
+
+/// What a request takes, in clusters of the container.
+struct Needed {
+  uint64_t data = 0;       ///< for guest clusters; none with an external data file
+  uint64_t tables = 0;     ///< new and copied L2 tables
+  uint64_t refcounts = 0;  ///< refcount blocks, and a larger refcount table
+  uint64_t reused = 0;     ///< leaked clusters that serve for some of `data`
+  uint64_t freed = 0;      ///< an outgrown refcount table's
+  uint64_t reserve = 0;    ///< for what a later write moves, its tables included; behind the end
+  uint64_t free = 0;       ///< free clusters within the file, which are then reserved too
+  uint64_t counted = 0;    ///< clusters in use before, leaks included
+  uint64_t fileEnd = 0;    ///< bytes: where the file ends afterwards, without the reserve
+
+  uint64_t total() const { return data + tables + refcounts; }
+};
+
+/// What one call did.
+struct Progress {
+  uint64_t next = 0;       ///< guest offset where to go on
+  uint64_t mapped = 0;     ///< bytes of guest clusters that were mapped
+  bool cancelled = false;  ///< nothing of this piece was mapped
+  bool reserved = true;    ///< false where the file system has no fallocate(2), so not all is
+};
+
+/// Allocates guest ranges of an image in place. The caller holds the image alone, from before
+/// openImage() until after finish(), and the file is a regular one. Not for several threads at
+/// once. After an outcome of Code::io the object may refuse to go on (Code::stale): open the image
+/// again, which finds what is left to do.
+class Allocator {
+ public:
+  /// `dataFile` is the external data file, or nullptr.
+  Allocator(Io& file, Io* dataFile, Image image);
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+
+  /// Checks the image, and finds out what the request takes. Reads only. Everything that is refused
+  /// is refused here.
+  Outcome prepare(const Request& request, const CancelFlag& cancel, bool* cancelled);
+
+  const Needed& needed() const { return needed_; }
+  const Survey& survey() const { return survey_; }
+  const Image& image() const { return image_; }
+
+  /// Allocates the beginning of `piece`, a part of the request, and tells how far it came: at most
+  /// 16 MiB of L2 tables at once. What it reports is on the disk. Cancelling is polled up to the
+  /// first change of the image's tables.
+  Outcome allocate(Range piece, const CancelFlag& cancel, Progress* progress);
+
+  /// Frees what earlier runs leaked, reserves space for what later writes move, and syncs.
+  Outcome finish(const CancelFlag& cancel, Progress* progress);
+
+ private:
+  struct Choice {
+    std::vector<Supply> supply;
+    std::vector<ClusterRun> leaks;  ///< those in `supply` that are counted already
+    ClusterRun area;
+    std::vector<ClusterRun> blocks;
+  };
+
+  Outcome checkRequest(const Demand& demand) const;
+  Outcome planNeeded(const Demand& demand);
+  void planReserve(const Demand& demand);
+  Outcome growTable(const Chunk& chunk);
+  Outcome clearAutoclear();
+  Choice choose(Chunk* chunk);
+  Outcome provide(Chunk* chunk, const Choice& choice, const CancelFlag& cancel, Progress* progress);
+  Outcome provideMapped(Chunk* chunk, Progress* progress);
+  Outcome reserve(Io& io, Range range, bool keepSize, Progress* progress);
+  Outcome extend(uint64_t end);
+  Outcome fillZeros(const std::vector<Range>& ranges, const CancelFlag& cancel, Progress* progress);
+  Outcome commit(Chunk* chunk, const Choice& choice);
+  Outcome countClusters(const Choice& choice);
+  Outcome writeTables(Chunk* chunk);
+  Outcome writeL1(Chunk* chunk);
+  Outcome releaseOldTables(Chunk* chunk);
+  Outcome freeLeaks();
+  Outcome reserveFree(const CancelFlag& cancel, Progress* progress);
+  Outcome lower(uint64_t cluster, uint64_t by);
+  HasBlock hasBlock() const;
+  uint64_t bytes(uint64_t clusters) const { return clusters << image_.geometry.clusterBits; }
+
+  Io& file_;
+  Io* dataFile_;
+  Image image_;
+  Refcounts counts_;
+  Request request_;
+  std::unique_ptr<Rules> rules_;
+  Survey survey_;
+  Needed needed_;
+  uint64_t next_ = 0;      ///< first cluster to choose
+  uint64_t zeroFrom_ = 0;  ///< clusters from here on were beyond the end of the file
+  size_t leak_ = 0;        ///< first leak that is left
+  bool grown_ = false;     ///< the refcount table is large enough for the request
+  bool failed_ = false;
+};
+
+}  // namespace thicken::qcow2

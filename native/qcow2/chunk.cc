@@ -1,0 +1,172 @@
+#include "chunk.h"
+
+#include <algorithm>
+
+namespace thicken::qcow2 {
+namespace {
+
+constexpr uint64_t kTableBytes = 16u << 20;
+
+}  // namespace
+
+Outcome Chunk::load(Io& io, ClusterRun clusters, Refcounts* counts) {
+  const Geometry& geometry = image_.geometry;
+  const uint64_t entries = geometry.tableEntries();
+  const uint64_t most = std::max<uint64_t>(1, kTableBytes >> geometry.clusterBits);
+  const uint64_t furthest = (clusters.first / entries + most) * entries;
+  const uint64_t end = std::min(clusters.end(), furthest);
+  clusters_ = ClusterRun{clusters.first, end - clusters.first};
+  for (uint64_t at = clusters.first; at < end;) {
+    ChunkTable table;
+    table.l1Index = at / entries;
+    table.firstEntry = at % entries;
+    table.endEntry = std::min(entries, table.firstEntry + (end - at));
+    table.oldCluster = (image_.l1[table.l1Index] & kOffsetMask) >> geometry.clusterBits;
+    at += table.endEntry - table.firstEntry;
+    tables_.push_back(table);
+  }
+  Outcome outcome = loadTables(io, counts);
+  for (size_t i = 0; outcome.ok() && i < tables_.size(); i++) outcome = examine(i);
+  return outcome;
+}
+
+Outcome Chunk::loadTables(Io& io, Refcounts* counts) {
+  const uint64_t size = image_.geometry.clusterSize();
+  bytes_.resize(tables_.size() * size);
+  for (size_t i = 0; i < tables_.size();) {
+    ChunkTable& first = tables_[i];
+    size_t next = i + 1;
+    if (first.oldCluster == 0) {
+      i = next;
+      continue;
+    }
+    while (next < tables_.size() && tables_[next].oldCluster == first.oldCluster + (next - i))
+      next++;
+    const Range bytes{first.oldCluster * size, (next - i) * size};
+    Outcome outcome = Outcome::of(readPadded(io, bytes, bytesOf(i)));
+    for (; outcome.ok() && i < next; i++)
+      outcome = isOwned(image_, image_.l1[tables_[i].l1Index], counts, &tables_[i].owned);
+    if (!outcome.ok()) return outcome;
+  }
+  return {};
+}
+
+Outcome Chunk::examine(size_t index) {
+  const Geometry& geometry = image_.geometry;
+  ChunkTable& table = tables_[index];
+  const uint64_t firstCluster = table.l1Index * geometry.tableEntries();
+  for (uint64_t i = table.firstEntry; i < table.endEntry; i++) {
+    const Entry entry = loadEntry(geometry, bytesOf(index), i);
+    const uint64_t guest = firstCluster + i;
+    if (const char* fault = entryFault(image_, entry, guest))
+      return Outcome::refused(Code::corrupt, fault,
+                              Range{guest << geometry.clusterBits, geometry.clusterSize()});
+    const Decision decision = rules_.decide(entry, guest);
+    if (decision.action == Action::populate)
+      return Outcome::refused(Code::needsPopulate, "content comes from the backing file",
+                              Range{guest << geometry.clusterBits, geometry.clusterSize()});
+    noteEntry(entry, guest, decision);
+    if (decision.action == Action::keep) continue;
+    table.changed = true;
+    table.dirtyFirst = std::min(table.dirtyFirst, i);
+    table.dirtyEnd = i + 1;
+  }
+  if (table.changed) hasChanges_ = true;
+  if (table.changed && !table.owned) tablesNeeded_++;
+  return {};
+}
+
+void Chunk::noteEntry(Entry entry, uint64_t guestCluster, Decision decision) {
+  if (request_.level == Level::full) noteZeros(entry, guestCluster);
+  if (decision.action == Action::map) {
+    mappedClusters_++;
+    return;
+  }
+  if (request_.level == Level::metadata || entry.isCompressed() || image_.geometry.externalData)
+    return;
+  const uint64_t host = entry.offset() >> image_.geometry.clusterBits;
+  if (!mapped_.empty() && mapped_.back().end() == host)
+    mapped_.back().count++;
+  else
+    mapped_.push_back(ClusterRun{host, 1});
+}
+
+// A cluster that a snapshot shares may be data there, whatever its state is here.
+void Chunk::noteZeros(Entry entry, uint64_t guestCluster) {
+  const Geometry& geometry = image_.geometry;
+  if (entry.isCompressed()) return;
+  const bool host = entry.hasHost(geometry.externalData);
+  const uint64_t place =
+      geometry.externalData ? guestCluster << geometry.clusterBits : entry.offset();
+  if (!geometry.externalData && (!host || !entry.isCopied())) return;
+  if (!geometry.extended) {
+    if (!host || entry.isZero()) addZeroRange(Range{place, geometry.clusterSize()});
+    return;
+  }
+  const uint64_t size = geometry.subclusterSize();
+  for (uint32_t i = 0; i < kSubclusters; i++)
+    if ((entry.allocated() >> i & 1) == 0) addZeroRange(Range{place + i * size, size});
+}
+
+void Chunk::addZeroRange(Range range) {
+  if (!zeroRanges_.empty() && zeroRanges_.back().end() == range.offset)
+    zeroRanges_.back().length += range.length;
+  else
+    zeroRanges_.push_back(range);
+}
+
+// Ciphertext of zeros is not zeros: such a cluster keeps the flag, as one of unknown content does.
+Entry Chunk::mapped(Entry entry, uint64_t hostCluster, bool zero) const {
+  const Geometry& geometry = image_.geometry;
+  const bool plain = zero && image_.header.cryptMethod == 0;
+  entry.word = kCopied | hostCluster << geometry.clusterBits;
+  if (geometry.extended)
+    entry.bitmap = plain ? kAllAllocated : kAllZero;
+  else if (!plain && geometry.version >= 3)
+    entry.word |= kZero;
+  return entry;
+}
+
+void Chunk::assign(const std::vector<Supply>& supply) {
+  const Geometry& geometry = image_.geometry;
+  size_t next = 0;
+  uint64_t used = 0;
+  for (size_t t = 0; t < tables_.size(); t++) {
+    const ChunkTable& table = tables_[t];
+    for (uint64_t i = table.dirtyFirst; table.changed && i < table.dirtyEnd; i++) {
+      Entry entry = loadEntry(geometry, bytesOf(t), i);
+      const uint64_t guest = table.l1Index * geometry.tableEntries() + i;
+      const Action action = rules_.decide(entry, guest).action;
+      if (action == Action::keep) continue;
+      if (action == Action::zeroBits) {
+        entry.bitmap |= (~entry.bitmap & kAllAllocated & ~(entry.bitmap >> 32)) << 32;
+      } else if (geometry.externalData) {
+        entry = mapped(entry, guest, false);
+      } else {
+        entry = mapped(entry, supply[next].clusters.first + used, supply[next].zero);
+        if (++used == supply[next].clusters.count) {
+          next++;
+          used = 0;
+        }
+      }
+      storeEntry(geometry, bytesOf(t), i, entry);
+    }
+  }
+}
+
+std::vector<ClusterRun> Chunk::takeMapped() {
+  std::sort(mapped_.begin(), mapped_.end(),
+            [](const ClusterRun& a, const ClusterRun& b) { return a.first < b.first; });
+  std::vector<ClusterRun> merged;
+  for (const ClusterRun& run : mapped_) {
+    if (!merged.empty() && run.first <= merged.back().end())
+      merged.back().count = std::max(merged.back().end(), run.end()) - merged.back().first;
+    else
+      merged.push_back(run);
+  }
+  mapped_.clear();
+  mapped_.shrink_to_fit();
+  return merged;
+}
+
+}  // namespace thicken::qcow2

@@ -1,0 +1,229 @@
+#include <algorithm>
+
+#include "allocate.h"
+#include "bytes.h"
+
+namespace thicken::qcow2 {
+namespace {
+
+constexpr size_t kFreedAtOnce = 4096;
+constexpr uint64_t kKnownAutoclear = kBitmapsBit | kRawDataBit;
+
+}  // namespace
+
+// Bits that are not known may vouch for something that allocation makes untrue. What the known ones
+// vouch for, the content of the virtual disk and of a raw data file, does not change.
+Outcome Allocator::clearAutoclear() {
+  const uint64_t kept = image_.header.autoclear & kKnownAutoclear;
+  if (kept == image_.header.autoclear) return {};
+  uint8_t field[8];
+  store64(field, kept);
+  Status status = file_.write(Range{kAutoclearField, sizeof field}, field);
+  if (status.ok()) status = file_.sync();
+  if (status.ok()) image_.header.autoclear = kept;
+  return Outcome::of(status);
+}
+
+// The first time for all of the request, so that it happens once.
+Outcome Allocator::growTable(const Chunk& chunk) {
+  const Geometry& geometry = image_.geometry;
+  uint64_t fresh = chunk.dataNeeded() + chunk.tablesNeeded();
+  if (!grown_) fresh = std::max(fresh, needed_.data - needed_.reused + needed_.tables);
+  const Growth growth = planGrowth(geometry, next_, fresh, image_.refcountTable.size(), hasBlock());
+  grown_ = true;
+  if (growth.table == 0) return {};
+  const ClusterRun old{image_.header.refcountTableOffset >> geometry.clusterBits,
+                       image_.header.refcountTableClusters};
+  const ClusterRun area{next_, growth.blocks + growth.table};
+  const ClusterRun table{next_ + growth.blocks, growth.table};
+  failed_ = true;
+  Outcome outcome = extend(bytes(area.end()));
+  const uint64_t entries = geometry.blockEntries();
+  uint64_t place = area.first;
+  for (uint64_t index = area.first / entries; index <= (area.end() - 1) / entries; index++)
+    if (!counts_.hasBlock(index)) counts_.addBlock(index, place++);
+  if (outcome.ok()) outcome = counts_.setRun(ClusterRun{area.first, place - area.first}, 1);
+  if (outcome.ok()) outcome = counts_.setRun(table, 1);
+  if (outcome.ok()) outcome = counts_.writeBlocks();
+  if (outcome.ok()) outcome = counts_.moveTable(table);
+  for (uint64_t i = old.first; outcome.ok() && i < old.end(); i++) outcome = lower(i, 1);
+  if (outcome.ok()) outcome = counts_.writeBlocks();
+  if (!outcome.ok()) return outcome;
+  next_ = area.end();
+  failed_ = false;
+  return {};
+}
+
+Outcome Allocator::lower(uint64_t cluster, uint64_t by) {
+  uint64_t count = 0;
+  Outcome outcome = counts_.get(cluster, &count);
+  if (!outcome.ok()) return outcome;
+  if (count < by)
+    return Outcome::refused(Code::corrupt, "a cluster in use has no reference count",
+                            Range{bytes(cluster), bytes(1)});
+  return counts_.set(cluster, count - by);
+}
+
+// The order is what makes a crash at any moment harmless: whatever is referred to is on the disk,
+// and counted there, before what refers to it is written.
+Outcome Allocator::commit(Chunk* chunk, const Choice& choice) {
+  chunk->assign(choice.supply);
+  Outcome outcome = countClusters(choice);
+  if (outcome.ok()) outcome = writeTables(chunk);
+  if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  if (outcome.ok()) outcome = writeL1(chunk);
+  if (outcome.ok()) outcome = releaseOldTables(chunk);
+  return outcome;
+}
+
+Outcome Allocator::countClusters(const Choice& choice) {
+  // A new block counts itself, or its entry would be an error for as long as its count is not
+  // written.
+  for (const ClusterRun& block : choice.blocks) counts_.addBlock(block.first, block.count);
+  Outcome outcome;
+  if (choice.area.count > 0) outcome = counts_.setRun(choice.area, 1);
+  if (outcome.ok()) outcome = counts_.writeBlocks();
+  if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  if (outcome.ok() && counts_.hasNewBlocks()) {
+    outcome = counts_.writeEntries();
+    if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  }
+  if (!outcome.ok()) return outcome;
+  next_ = choice.area.end();
+  for (const ClusterRun& used : choice.leaks) {
+    ClusterRun& leak = survey_.leaks[leak_];
+    leak.first += used.count;
+    leak.count -= used.count;
+    if (leak.count == 0) leak_++;
+  }
+  return {};
+}
+
+// Neighbours in the file are neighbours in memory, and go together.
+Outcome Allocator::writeTables(Chunk* chunk) {
+  const uint64_t size = image_.geometry.clusterSize();
+  const uint64_t entrySize = image_.geometry.entrySize();
+  std::vector<ChunkTable>& tables = chunk->tables();
+  for (size_t i = 0; i < tables.size();) {
+    const ChunkTable& first = tables[i];
+    size_t next = i + 1;
+    if (!first.changed) {
+      i = next;
+      continue;
+    }
+    Range part{0, size};
+    if (first.owned)
+      part = Range{first.dirtyFirst * entrySize, (first.dirtyEnd - first.dirtyFirst) * entrySize};
+    while (!first.owned && next < tables.size() && tables[next].changed && !tables[next].owned &&
+           tables[next].place == first.place + (next - i))
+      next++;
+    part.length += (next - i - 1) * size;
+    const Range place{bytes(first.place) + part.offset, part.length};
+    Status status = file_.write(place, chunk->bytesOf(i) + part.offset);
+    if (!status.ok()) return Outcome::of(status);
+    i = next;
+  }
+  return {};
+}
+
+Outcome Allocator::writeL1(Chunk* chunk) {
+  uint64_t first = ~0ull;
+  uint64_t end = 0;
+  for (const ChunkTable& table : chunk->tables()) {
+    if (!table.changed || table.owned) continue;
+    image_.l1[table.l1Index] = kCopied | bytes(table.place);
+    first = std::min(first, table.l1Index);
+    end = table.l1Index + 1;
+  }
+  if (end == 0) return {};
+  std::vector<uint64_t> words(image_.l1.begin() + static_cast<ptrdiff_t>(first),
+                              image_.l1.begin() + static_cast<ptrdiff_t>(end));
+  for (uint64_t& word : words) word = htobe64(word);
+  const Range place{image_.header.l1Offset + first * 8, words.size() * 8};
+  Status status = file_.write(place, words.data());
+  if (status.ok()) status = file_.sync();
+  return Outcome::of(status);
+}
+
+// The snapshots keep the tables that were copied.
+Outcome Allocator::releaseOldTables(Chunk* chunk) {
+  Outcome outcome;
+  bool any = false;
+  for (const ChunkTable& table : chunk->tables()) {
+    if (!table.changed || table.owned || table.oldCluster == 0 || !outcome.ok()) continue;
+    outcome = lower(table.oldCluster, 1);
+    any = true;
+  }
+  return any && outcome.ok() ? counts_.writeBlocks() : outcome;
+}
+
+Outcome Allocator::freeLeaks() {
+  Outcome outcome;
+  size_t pending = 0;
+  const auto flush = [&] {
+    if (outcome.ok() && ++pending % kFreedAtOnce == 0) outcome = counts_.writeBlocks();
+    if (pending % kFreedAtOnce == 0) counts_.trim();
+  };
+  for (; outcome.ok() && leak_ < survey_.leaks.size(); leak_++) {
+    outcome = counts_.setRun(survey_.leaks[leak_], 0);
+    flush();
+  }
+  for (const Excess& excess : survey_.excess) {
+    if (outcome.ok()) outcome = lower(excess.cluster, excess.surplus);
+    flush();
+  }
+  survey_.excess.clear();
+  return outcome.ok() ? counts_.writeBlocks() : outcome;
+}
+
+// QEMU takes the first free clusters that fit, those within the file before those behind its end:
+// all of them get blocks.
+Outcome Allocator::reserveFree(const CancelFlag& cancel, Progress* progress) {
+  const Geometry& geometry = image_.geometry;
+  const uint64_t entries = geometry.blockEntries();
+  const uint64_t end = geometry.clustersFor(image_.fileSize) + needed_.reserve;
+  std::vector<uint8_t> block(geometry.clusterSize());
+  ClusterRun run;
+  Outcome outcome;
+  for (uint64_t first = 0; outcome.ok() && first < end; first += entries) {
+    progress->cancelled = cancel.isSet();
+    if (progress->cancelled) return {};
+    const uint64_t count = std::min(entries, end - first);
+    const bool counted = counts_.hasBlock(first / entries);
+    if (counted) {
+      const Range place{image_.refcountTable[first / entries], block.size()};
+      outcome = Outcome::of(readPadded(file_, place, block.data()));
+    }
+    for (uint64_t i = 0; outcome.ok() && i < count; i++) {
+      if (!counted) {
+        if (run.count == 0) run.first = first;
+        run.count += count;
+        break;
+      }
+      if (getCount(block.data(), geometry.refcountOrder, i) == 0) {
+        if (run.count++ == 0) run.first = first + i;
+      } else if (run.count > 0) {
+        outcome = reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+        run.count = 0;
+      }
+    }
+  }
+  if (outcome.ok() && run.count > 0)
+    outcome = reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+  return outcome;
+}
+
+Outcome Allocator::finish(const CancelFlag& cancel, Progress* progress) {
+  *progress = Progress{};
+  if (failed_ || rules_ == nullptr)
+    return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
+  failed_ = true;
+  Outcome outcome = freeLeaks();
+  if (outcome.ok() && needed_.reserve > 0) outcome = reserveFree(cancel, progress);
+  if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  if (outcome.ok() && dataFile_ != nullptr) outcome = Outcome::of(dataFile_->sync());
+  failed_ = !outcome.ok();
+  return outcome;
+}
+
+}  // namespace thicken::qcow2

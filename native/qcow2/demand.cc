@@ -1,0 +1,104 @@
+#include "demand.h"
+
+#include <algorithm>
+
+#include "tables.h"
+
+namespace thicken::qcow2 {
+namespace {
+
+ClusterRun clustersOf(const Geometry& geometry, Range range) {
+  const uint64_t end =
+      range.length > geometry.virtualSize || range.offset > geometry.virtualSize - range.length
+          ? geometry.virtualSize
+          : range.end();
+  const uint64_t first = std::min(range.offset, end) >> geometry.clusterBits;
+  if (range.offset >= end) return ClusterRun{first, 0};
+  return ClusterRun{first, geometry.clustersFor(end) - first};
+}
+
+void note(const Geometry& geometry, Decision decision, uint64_t cluster, uint64_t count,
+          Demand* demand) {
+  if (decision.moves) demand->moving += count;
+  if (decision.action == Action::map) demand->data += count;
+  if (decision.action == Action::zeroBits) demand->changes += count;
+  if (decision.action == Action::populate && !demand->backed) {
+    demand->backed = true;
+    demand->firstBacked = cluster << geometry.clusterBits;
+  }
+}
+
+}  // namespace
+
+Rules::Rules(const Image& image, const Request& request)
+    : geometry_(image.geometry), clusters_(clustersOf(image.geometry, request.range)) {
+  if (!image.header.hasBacking) return;
+  backedClusters_ = geometry_.clustersFor(std::min(request.backingEnd, geometry_.virtualSize));
+}
+
+Decision Rules::decideAbsent(uint64_t guestCluster) const {
+  return Decision{guestCluster < backedClusters_ ? Action::populate : Action::map, false};
+}
+
+Decision Rules::decide(Entry entry, uint64_t guestCluster) const {
+  if (entry.isCompressed()) return Decision{Action::keep, true};
+  const bool host = entry.hasHost(geometry_.externalData);
+  const bool backed = guestCluster < backedClusters_;
+  if (geometry_.extended) return decideSubclusters(entry, host, backed);
+  if (host) return Decision{Action::keep, !geometry_.externalData && !entry.isCopied()};
+  if (entry.isZero()) return Decision{Action::map, false};
+  return decideAbsent(guestCluster);
+}
+
+Decision Rules::decideSubclusters(Entry entry, bool host, bool backed) const {
+  const bool complete = (entry.allocated() | entry.zeroed()) == 0xffffffff;
+  const bool moves = host && !geometry_.externalData && !entry.isCopied();
+  if (!complete && backed) return Decision{Action::populate, moves};
+  if (!host) return Decision{Action::map, false};
+  return Decision{complete ? Action::keep : Action::zeroBits, moves};
+}
+
+Outcome isOwned(const Image& image, uint64_t l1Entry, Refcounts* counts, bool* owned) {
+  *owned = false;
+  if ((l1Entry & kCopied) == 0) return {};
+  uint64_t count = 0;
+  Outcome outcome = counts->get((l1Entry & kOffsetMask) >> image.geometry.clusterBits, &count);
+  *owned = count == 1;
+  return outcome;
+}
+
+Outcome measureDemand(Io& io, const Image& image, const Rules& rules, Refcounts* counts,
+                      const CancelFlag& cancel, Demand* demand) {
+  *demand = Demand{};
+  const Geometry& geometry = image.geometry;
+  const uint64_t entries = geometry.tableEntries();
+  TableReader reader(io, image, image.l1);
+  for (uint64_t at = rules.clusters().first; at < rules.clusters().end();) {
+    if (cancel.isSet()) {
+      demand->cancelled = true;
+      return {};
+    }
+    const uint64_t index = at / entries;
+    const uint64_t end = std::min(rules.clusters().end(), (index + 1) * entries);
+    const uint8_t* table = nullptr;
+    Outcome outcome = reader.get(index, &table);
+    if (!outcome.ok()) return outcome;
+    const Demand before = *demand;
+    if (table == nullptr) note(geometry, rules.decideAbsent(at), at, end - at, demand);
+    for (uint64_t cluster = at; table != nullptr && cluster < end; cluster++) {
+      const Entry entry = loadEntry(geometry, table, cluster % entries);
+      note(geometry, rules.decide(entry, cluster), cluster, 1, demand);
+    }
+    const bool changes = demand->data != before.data || demand->changes != before.changes;
+    bool owned = table != nullptr;
+    if (owned) outcome = isOwned(image, image.l1[index], counts, &owned);
+    if (!outcome.ok()) return outcome;
+    if (changes && !owned) demand->tables++;
+    if (!changes && !owned && table != nullptr) demand->moving++;
+    counts->trim();
+    at = end;
+  }
+  return {};
+}
+
+}  // namespace thicken::qcow2

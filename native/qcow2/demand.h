@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+
+#include "../cancel.h"
+#include "entry.h"
+#include "refcounts.h"
+
+namespace thicken::qcow2 {
+
+/// How far to go, in QEMU's words. The numbers cross from JavaScript.
+enum class Level : uint8_t { metadata = 0, falloc = 1, full = 2 };
+
+struct Request {
+  Range range;  ///< guest bytes; widened to clusters, clipped to the virtual size
+  Level level = Level::falloc;
+  /// Guest offset from which on nothing comes from the backing file. The default knows nothing of
+  /// it, and refuses every unallocated cluster of an image that has one.
+  uint64_t backingEnd = ~0ull;
+};
+
+enum class Action : uint8_t {
+  keep,      ///< is mapped
+  map,       ///< gets a host cluster
+  zeroBits,  ///< its unallocated subclusters get their zero bit
+  populate,  ///< its content comes from the backing file
+};
+
+struct Decision {
+  Action action = Action::keep;
+  bool moves = false;  ///< a later write needs another cluster for it: compressed, or shared
+};
+
+/// What is to be done about each entry.
+class Rules {
+ public:
+  Rules(const Image& image, const Request& request);
+
+  Decision decide(Entry entry, uint64_t guestCluster) const;
+  Decision decideAbsent(uint64_t guestCluster) const;
+
+  /// The guest clusters of the request.
+  ClusterRun clusters() const { return clusters_; }
+
+ private:
+  Decision decideSubclusters(Entry entry, bool host, bool backed) const;
+
+  Geometry geometry_;
+  uint64_t backedClusters_ = 0;
+  ClusterRun clusters_;
+};
+
+/// What a range lacks, in clusters.
+struct Demand {
+  uint64_t data = 0;         ///< guest clusters without a host cluster
+  uint64_t tables = 0;       ///< L2 tables that are missing, or shared and to be changed
+  uint64_t changes = 0;      ///< entries that need nothing but zero bits
+  uint64_t moving = 0;       ///< clusters, and shared tables left as they are, that a write moves
+  uint64_t firstBacked = 0;  ///< guest offset of the first cluster of Action::populate
+  bool backed = false;
+  bool cancelled = false;
+};
+
+/// Sums up what the request lacks. Reads only.
+Outcome measureDemand(Io& io, const Image& image, const Rules& rules, Refcounts* counts,
+                      const CancelFlag& cancel, Demand* demand);
+
+/// An L2 table may be changed in place only when nothing else refers to it.
+Outcome isOwned(const Image& image, uint64_t l1Entry, Refcounts* counts, bool* owned);
+
+}  // namespace thicken::qcow2

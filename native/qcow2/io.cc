@@ -1,0 +1,72 @@
+#include "io.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "../io.h"
+#include "../zero.h"
+
+namespace thicken::qcow2 {
+
+Status FileIo::read(Range range, void* data, size_t* got) {
+  *got = 0;
+  return range.length == 0 ? Status{} : readFully(fd_, range, data, got);
+}
+
+Status FileIo::write(Range range, const void* data) {
+  uint64_t done = 0;
+  while (done < range.length) {
+    const ssize_t n = pwrite(fd_, static_cast<const char*>(data) + done, range.length - done,
+                             static_cast<off_t>(range.offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Status::failed("pwrite", range.offset + done, range.length - done);
+    if (n == 0) return Status{EIO, "pwrite", range.offset + done, range.length - done};
+    done += static_cast<uint64_t>(n);
+  }
+  return {};
+}
+
+Status FileIo::writeZeros(Range range) {
+  Work work;
+  const bool direct = directFd_ >= 0 && directAlignment_ > 0 &&
+                      range.offset % directAlignment_ == 0 && range.length % directAlignment_ == 0;
+  if (!direct) return thicken::writeZeros(fd_, range, &work);
+  Status status = thicken::writeZeros(directFd_, range, &work);
+  // Some file systems open with O_DIRECT and refuse requests for their alignment.
+  if (status.error == EINVAL) status = thicken::writeZeros(fd_, range, &work);
+  return status;
+}
+
+Status FileIo::reserve(Range range, bool keepSize) {
+  int result;
+  do
+    result = fallocate(fd_, keepSize ? FALLOC_FL_KEEP_SIZE : 0, static_cast<off_t>(range.offset),
+                       static_cast<off_t>(range.length));
+  while (result < 0 && errno == EINTR);
+  return result < 0 ? Status::failed("fallocate", range.offset, range.length) : Status{};
+}
+
+Status FileIo::sync() { return fdatasync(fd_) < 0 ? Status::failed("fdatasync") : Status{}; }
+
+Status FileIo::size(uint64_t* bytes) {
+  struct stat facts {};
+  if (fstat(fd_, &facts) < 0) return Status::failed("fstat");
+  *bytes = static_cast<uint64_t>(facts.st_size);
+  return {};
+}
+
+Status readPadded(Io& io, Range range, void* data) {
+  if (range.length == 0) return {};
+  size_t got = 0;
+  Status status = io.read(range, data, &got);
+  if (status.ok() && got < range.length)
+    std::memset(static_cast<char*>(data) + got, 0, range.length - got);
+  return status;
+}
+
+}  // namespace thicken::qcow2

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../status.h"
+
+namespace thicken::qcow2 {
+
+/// All that the qcow2 code does to a file. Tests record it, or put memory in its place.
+class Io {
+ public:
+  virtual ~Io() = default;
+
+  /// Reads up to `range.length` bytes; `got` is less only at the end of the file.
+  virtual Status read(Range range, void* data, size_t* got) = 0;
+  /// Writes all of `range`, growing the file where it ends before.
+  virtual Status write(Range range, const void* data) = 0;
+  /// Writes zeros over all of `range`.
+  virtual Status writeZeros(Range range) = 0;
+  /// Reserves blocks: fallocate(2) with FALLOC_FL_KEEP_SIZE, or without it, growing the file.
+  virtual Status reserve(Range range, bool keepSize) = 0;
+  /// fdatasync(2): all that came before is on the disk when it returns.
+  virtual Status sync() = 0;
+  virtual Status size(uint64_t* bytes) = 0;
+};
+
+/// A descriptor of a regular file; it stays the caller's.
+class FileIo final : public Io {
+ public:
+  /// `directFd` is open with O_DIRECT, or -1; zeros go through it where `directAlignment` fits.
+  explicit FileIo(int fd, int directFd = -1, uint64_t directAlignment = 0)
+      : fd_(fd), directFd_(directFd), directAlignment_(directAlignment) {}
+
+  Status read(Range range, void* data, size_t* got) override;
+  Status write(Range range, const void* data) override;
+  Status writeZeros(Range range) override;
+  Status reserve(Range range, bool keepSize) override;
+  Status sync() override;
+  Status size(uint64_t* bytes) override;
+
+ private:
+  int fd_;
+  int directFd_;
+  uint64_t directAlignment_;
+};
+
+/// Reads exactly `range`; bytes past the end of the file are zeros.
+Status readPadded(Io& io, Range range, void* data);
+
+}  // namespace thicken::qcow2

@@ -1,0 +1,185 @@
+#include "survey.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "refcounts.h"
+#include "references.h"
+
+namespace thicken::qcow2 {
+namespace {
+
+// 16 bits a cluster: two of use, the two flags, and the number of references.
+constexpr uint16_t kUseMask = 0x3;
+constexpr uint16_t kActive = 0x4;
+constexpr uint16_t kOnce = 0x8;
+constexpr uint32_t kCountShift = 4;
+constexpr uint16_t kManyReferences = 0xfff;
+constexpr size_t kMostListed = 1u << 20;
+
+struct FreeDeleter {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+Range bytesOf(const Image& image, uint64_t cluster) {
+  return Range{cluster << image.geometry.clusterBits, image.geometry.clusterSize()};
+}
+
+// The references to the clusters of one window of the file.
+class Tally final : public ReferenceSink {
+ public:
+  Tally(const Image& image, ClusterRun window) : image_(image), window_(window) {
+    marks_.reset(static_cast<uint16_t*>(std::calloc(window.count, sizeof(uint16_t))));
+  }
+
+  bool hasMemory() const { return marks_ != nullptr; }
+  uint64_t referenced() const { return referenced_; }
+
+  Outcome add(const Reference& reference) override {
+    const uint64_t first = std::max(reference.clusters.first, window_.first);
+    const uint64_t end = std::min(reference.clusters.end(), window_.end());
+    for (uint64_t cluster = first; cluster < end; cluster++) {
+      uint16_t& mark = marks_[cluster - window_.first];
+      const uint16_t use = static_cast<uint16_t>(reference.use);
+      if (mark == 0) {
+        referenced_++;
+        mark = use;
+      } else if ((mark & kUseMask) != use || reference.use == Use::exclusive) {
+        return Outcome::refused(Code::overlap,
+                                "a cluster is used for two things; `qemu-img check` tells more",
+                                bytesOf(image_, cluster));
+      }
+      if (reference.active) mark |= kActive;
+      if (reference.copied) mark |= kOnce;
+      if (mark >> kCountShift < kManyReferences)
+        mark = static_cast<uint16_t>(mark + (1u << kCountShift));
+    }
+    return {};
+  }
+
+  uint16_t mark(uint64_t cluster) const {
+    const bool inside = cluster >= window_.first && cluster < window_.end();
+    return inside ? marks_[cluster - window_.first] : uint16_t{0};
+  }
+
+ private:
+  const Image& image_;
+  ClusterRun window_;
+  std::unique_ptr<uint16_t[], FreeDeleter> marks_;
+  uint64_t referenced_ = 0;
+};
+
+class Comparison {
+ public:
+  Comparison(const Image& image, const Tally& tally, Survey* survey)
+      : image_(image), tally_(tally), survey_(survey) {}
+
+  uint64_t matched() const { return matched_; }
+
+  Outcome compare(uint64_t cluster, uint64_t count) {
+    if (count == 0) return {};
+    survey_->counted++;
+    survey_->end = std::max(survey_->end, cluster + 1);
+    const uint16_t mark = tally_.mark(cluster);
+    const uint64_t references = mark >> kCountShift;
+    if (references != 0) matched_++;
+    if (count < references || ((mark & kOnce) != 0 && count != 1))
+      return Outcome::refused(Code::corrupt,
+                              "a cluster's reference count is wrong; repair the image with "
+                              "`qemu-img check -r all` after making a copy",
+                              bytesOf(image_, cluster));
+    if (count == references || references == kManyReferences || !image_.header.allKnown) return {};
+    // Brought down to one, the entry that remains would need its flag.
+    if (references == 1 && (mark & kActive) != 0) return {};
+    list(cluster, count, references);
+    return {};
+  }
+
+ private:
+  void list(uint64_t cluster, uint64_t count, uint64_t references) {
+    std::vector<ClusterRun>& leaks = survey_->leaks;
+    if (references == 0 && count == 1) {
+      if (!leaks.empty() && leaks.back().end() == cluster) {
+        leaks.back().count++;
+        return;
+      }
+      if (leaks.size() < kMostListed) {
+        leaks.push_back(ClusterRun{cluster, 1});
+        return;
+      }
+    } else if (survey_->excess.size() < kMostListed) {
+      survey_->excess.push_back(Excess{cluster, count - references});
+      return;
+    }
+    survey_->leaked++;
+  }
+
+  const Image& image_;
+  const Tally& tally_;
+  Survey* survey_;
+  uint64_t matched_ = 0;
+};
+
+// The counts of the window, which starts and ends with a block.
+Outcome compareWindow(Io& io, const Image& image, ClusterRun window, const CancelFlag& cancel,
+                      Comparison* comparison, bool* cancelled) {
+  const Geometry& geometry = image.geometry;
+  const uint64_t entries = geometry.blockEntries();
+  const uint64_t last = std::min<uint64_t>(image.refcountTable.size(), window.end() / entries);
+  std::vector<uint8_t> block(geometry.clusterSize());
+  for (uint64_t index = window.first / entries; index < last; index++) {
+    if (image.refcountTable[index] == 0) continue;
+    if (cancel.isSet()) {
+      *cancelled = true;
+      return {};
+    }
+    Status status = readPadded(io, Range{image.refcountTable[index], block.size()}, block.data());
+    if (!status.ok()) return Outcome::of(status);
+    for (uint64_t i = 0; i < entries; i++) {
+      const uint64_t count = getCount(block.data(), geometry.refcountOrder, i);
+      Outcome outcome = comparison->compare(index * entries + i, count);
+      if (!outcome.ok()) return outcome;
+    }
+  }
+  return {};
+}
+
+Outcome surveyWindow(Io& io, const Image& image, ClusterRun window, const CancelFlag& cancel,
+                     Survey* survey) {
+  // Clusters beyond the file can have counts, but no references.
+  const uint64_t end = std::min(window.end(), image.hostClusters());
+  const ClusterRun referable{window.first, end > window.first ? end - window.first : 1};
+  Tally tally(image, referable);
+  if (!tally.hasMemory()) return Outcome::of(Status{ENOMEM, "malloc"});
+  Outcome outcome;
+  if (end > window.first) outcome = walkReferences(io, image, cancel, &tally, &survey->cancelled);
+  Comparison comparison(image, tally, survey);
+  if (outcome.ok() && !survey->cancelled)
+    outcome = compareWindow(io, image, window, cancel, &comparison, &survey->cancelled);
+  if (outcome.ok() && !survey->cancelled && comparison.matched() != tally.referenced())
+    return Outcome::refused(Code::corrupt,
+                            "a cluster in use has no reference count; repair the image with "
+                            "`qemu-img check -r all` after making a copy");
+  return outcome;
+}
+
+}  // namespace
+
+Outcome surveyImage(Io& io, const Image& image, const CancelFlag& cancel, Survey* survey,
+                    uint64_t window) {
+  *survey = Survey{};
+  const uint64_t entries = image.geometry.blockEntries();
+  const uint64_t step = std::max<uint64_t>(1, window / entries) * entries;
+  const uint64_t end = std::max(image.hostClusters(), image.refcountTable.size() * entries);
+  Outcome outcome;
+  for (uint64_t first = 0; outcome.ok() && first < end && !survey->cancelled;) {
+    // Behind the last cluster that can be referred to, one pass takes all counts.
+    const uint64_t count = first < image.hostClusters() ? step : end - first;
+    outcome = surveyWindow(io, image, ClusterRun{first, count}, cancel, survey);
+    first += count;
+  }
+  return outcome;
+}
+
+}  // namespace thicken::qcow2
