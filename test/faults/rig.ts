@@ -193,7 +193,8 @@ export interface AllocateOptions {
 export function startAllocate(host: Host, options: AllocateOptions = {}): Spawned {
   const { route = 'populate', speed, monitor = host.monitors[0], device = 'disk0', more = [] } = options;
   const pace = speed === undefined ? [] : ['--speed', speed];
-  const args = allocateArgs(monitor, device, '--json', '--progress', 'json', '--route', route, ...pace, ...more);
+  const how = route === 'stream' ? ['--route', 'stream', '--drop-backing'] : ['--route', 'populate'];
+  const args = allocateArgs(monitor, device, '--json', '--progress', 'json', ...how, ...pace, ...more);
   return spawnCli(args, { env: host.env });
 }
 
