@@ -1,17 +1,16 @@
-import { open } from '../open.js';
 import type { GuestDisk } from '../qemu/disks.js';
 import type { ImageInfo } from '../types.js';
 import { formatBytes } from '../units.js';
-import { openOptionsOf, type CommonOptions, type QemuOptions } from './options.js';
+import { type CommonOptions, type QemuOptions } from './options.js';
 import { plain, print, printJson, styled, warn } from './output.js';
 import { renderTable, type Column } from './table.js';
-import { disksOf, targetOf } from './targets.js';
+import { disksOf, openNamed } from './targets.js';
 
 type Options = CommonOptions & QemuOptions;
 
 export async function info([path]: string[], options: Options): Promise<number> {
   if (options.qmp !== undefined && !options.device) return listAll(options.qmp, options);
-  await using image = await open(await targetOf(path, options), openOptionsOf(options));
+  await using image = await openNamed(path, options);
   const facts = await image.info();
   if (options.json) {
     await printJson(facts);

@@ -193,7 +193,9 @@ async function main(args: string[]): Promise<void> {
     printFailure(failure, args);
     if (args.includes('--json')) await printJsonError(failure);
     process.exitCode = exitStatus(failure);
-    if (failure.code === 'CANCELLED') await print('').then(() => process.exit());
+    if (failure.code !== 'CANCELLED') return;
+    await (await import('./targets.js')).closeAll();
+    await print('').then(() => process.exit());
   }
 }
 

@@ -1,17 +1,15 @@
 import type { Image } from '../image.js';
-import { open } from '../open.js';
 import { resolveRange } from '../range.js';
 import type { MapEntry } from '../types.js';
 import { renderBar } from './bar.js';
 import { Buckets } from './buckets.js';
 import {
-  openOptionsOf,
   rangeOf,
   type CommonOptions,
   type QemuOptions,
   type RangeOptions,
 } from './options.js';
-import { targetOf } from './targets.js';
+import { openNamed } from './targets.js';
 import { print, printJsonPart, warn } from './output.js';
 import { renderSvg, SVG_COLUMNS } from './svg.js';
 import { renderTable, type Column } from './table.js';
@@ -22,7 +20,7 @@ const PRINTERS = { table: printTable, json: printJsonMap, bar: printBar, svg: pr
 const DEFAULT_COLUMNS = 80;
 
 export async function map([path]: string[], options: Options): Promise<number> {
-  await using image = await open(await targetOf(path, options), openOptionsOf(options));
+  await using image = await openNamed(path, options);
   const range = rangeOf(options);
   await PRINTERS[options.json ? 'json' : options.output](image, range);
   warn(image.warnings);

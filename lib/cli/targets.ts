@@ -1,8 +1,10 @@
 /** What the command line names: paths, or disks of the QEMU behind a monitor. */
 import { usageError } from '../errors.js';
+import type { Image } from '../image.js';
+import { open } from '../open.js';
 import type { GuestDisk } from '../qemu/disks.js';
 import { nameOf, type GuestTarget } from '../target.js';
-import type { QemuOptions } from './options.js';
+import { openOptionsOf, type CommonOptions, type QemuOptions } from './options.js';
 
 export type NamedTarget = string | GuestTarget;
 
@@ -19,11 +21,20 @@ export async function targetsOf(paths: string[], options: QemuOptions): Promise<
   return device.map((name) => ({ qmp, device: name }));
 }
 
-/** The same for commands that take one. */
-export async function targetOf(path: string | undefined, options: QemuOptions): Promise<NamedTarget> {
+const opened: Promise<Image>[] = [];
+
+/** The image that is meant, for commands that take one. */
+export async function openNamed(path: string | undefined, options: CommonOptions & QemuOptions): Promise<Image> {
   const targets = await targetsOf(path === undefined ? [] : [path], options);
   if (targets.length > 1) throw usageError('more than one --device', 'name one');
-  return targets[0]!;
+  const image = open(targets[0]!, openOptionsOf(options));
+  opened.push(image);
+  return image;
+}
+
+/** For the way out that waits for no command: a QEMU would keep what was added to it. */
+export async function closeAll(): Promise<void> {
+  await Promise.allSettled(opened.map(async (image) => (await image).close()));
 }
 
 export function labelOf(target: NamedTarget): string {

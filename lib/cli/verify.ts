@@ -1,14 +1,12 @@
-import { open } from '../open.js';
 import type { Preallocation, Verdict } from '../types.js';
 import { formatBytes } from '../units.js';
 import {
-  openOptionsOf,
   rangeOf,
   type CommonOptions,
   type QemuOptions,
   type RangeOptions,
 } from './options.js';
-import { targetOf } from './targets.js';
+import { openNamed } from './targets.js';
 import { plain, print, printJson, warn } from './output.js';
 import { rangeTable } from './table.js';
 
@@ -17,7 +15,7 @@ type Options = CommonOptions & QemuOptions & RangeOptions & { preallocation: Pre
 const NOT_SATISFIED = 3;
 
 export async function verify([path]: string[], options: Options): Promise<number> {
-  await using image = await open(await targetOf(path, options), openOptionsOf(options));
+  await using image = await openNamed(path, options);
   const { preallocation } = options;
   const verdict = await image.verify({ ...rangeOf(options), preallocation });
   if (options.json) {

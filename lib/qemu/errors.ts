@@ -44,6 +44,9 @@ export const diskErrors = {
       { path },
     ),
 
+  notRunning: (path: string) =>
+    build('NBD_BUSY', 'no NBD server runs in this QEMU', 'leave --nbd out: thicken starts one', { path }),
+
   exportGone: (path: string, cause: unknown) =>
     build(
       'NBD_LOST',

@@ -88,7 +88,7 @@ class OwnServer implements NbdServer {
 
   async end(client: QmpClient): Promise<void> {
     try {
-      if (await this.runsIn(client)) await client.execute('nbd-server-stop');
+      if (await this.runs()) await client.execute('nbd-server-stop');
     } catch (error) {
       // With QEMU gone, so is its server.
       if (!isGone(error)) throw error;
@@ -97,19 +97,21 @@ class OwnServer implements NbdServer {
     }
   }
 
-  /** Somebody may have put a server of theirs in the place of ours, or another QEMU be there. */
-  private async runsIn(client: QmpClient): Promise<boolean> {
-    const listener = await listenerOf(this.address.socketPath);
-    const peer = client.peerPid();
+  /** Somebody may have put a server of theirs in the place of ours. */
+  private async runs(): Promise<boolean> {
+    if ((await listenerOf(this.address.socketPath)) !== null) return true;
     // A socket that never was to be seen from here was made where QEMU sees other folders.
-    if (listener === null) return this.started && !this.visible;
-    return peer === null || listener === peer;
+    return this.started && !this.visible;
   }
 }
 
 /** QEMU tells it in words alone ("NBD server already running"). */
 function isRunning(error: unknown): boolean {
   return error instanceof ThickenError && /already running/i.test(error.message);
+}
+
+export function isNotRunning(error: unknown): boolean {
+  return error instanceof ThickenError && /NBD server not running/i.test(error.message);
 }
 
 /** QEMU binds the socket, and may be another user. */

@@ -6,7 +6,7 @@ import type { QmpClient } from '../qmp/client.js';
 import { steer } from '../qmp/job-control.js';
 import { sampleJobs } from '../qmp/job-sample.js';
 import { diskErrors } from './errors.js';
-import { isGone, useNbdServer, withMonitor, type NbdServer } from './nbd-server.js';
+import { isGone, isNotRunning, useNbdServer, withMonitor, type NbdServer } from './nbd-server.js';
 import { giveUp, isAbandoned, ownName } from './owner.js';
 
 const CONTEXTS = [BASE_ALLOCATION, ALLOCATION_DEPTH];
@@ -41,7 +41,7 @@ export class NodeExport implements AsyncDisposable {
       return new NodeExport(client, server, id, await connectTo(server, id, client.name));
     } catch (error) {
       await takeAway(client, server, id).catch(() => undefined);
-      throw error;
+      throw isNotRunning(error) ? diskErrors.notRunning(client.name) : error;
     }
   }
 

@@ -23,7 +23,7 @@ import {
 } from './rig.js';
 
 const runnable = requires({ tools: TOOLS });
-const SMALL = 6 * MiB;
+const SMALL = 12 * MiB;
 const cuts = soak ? 100 : 10;
 const seed = Number(process.env.THICKEN_SEED ?? 4711);
 
