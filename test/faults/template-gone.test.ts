@@ -1,0 +1,114 @@
+import { describe, expect, it } from 'vitest';
+import { mountFilesystem } from '../support/filesystems.js';
+import { mustRun } from '../support/processes.js';
+import { requires } from '../support/requirements.js';
+import { scratchPath } from '../support/scratch.js';
+import {
+  expectClean,
+  expectFailure,
+  expectIntact,
+  isPopulated,
+  makeDisk,
+  makeTemplate,
+  MiB,
+  mustAllocate,
+  ROUTES,
+  serveTemplate,
+  startAllocate,
+  startHost,
+  TOOLS,
+  underway,
+} from './rig.js';
+
+const runnable = requires({ tools: TOOLS });
+const storage = requires({ root: true, loop: true, tools: [...TOOLS, 'mkfs.ext4', 'fallocate', 'mount'] });
+
+describe.runIf(runnable).each(ROUTES)('the template’s server, while %s runs', (route) => {
+  it('is killed: told as such; with it back, another run completes', async () => {
+    const template = await makeTemplate();
+    const server = await serveTemplate(template);
+    const disk = await makeDisk(server.uri);
+    {
+      await using host = await startHost({ disks: [disk.overlay] });
+      const spawned = startAllocate(host, { route, speed: '6M' });
+      await underway(spawned);
+      server.process.kill('SIGKILL');
+      const { error, done } = await expectFailure(spawned, ['EIO', 'JOB_FAILED']);
+      expect(error.message).toMatch(/storage|chain/);
+      expect(done!.allocated).toBeGreaterThan(0);
+      await expectClean(host);
+      await host.quit();
+    }
+    const socket = server.uri.replace(/.*socket=/, '');
+    await using again = await serveTemplate(template);
+    await mustRun('ln', ['-sf', again.uri.replace(/.*socket=/, ''), socket]);
+    await expectIntact(disk);
+    await using host = await startHost({ disks: [disk.overlay] });
+    await mustAllocate(host, { route });
+    await expectClean(host);
+    await host.quit();
+    expect(await isPopulated(disk.overlay)).toBe(true);
+    await expectIntact(disk, { alone: route === 'stream' });
+  });
+
+  it('answers EIO for a part: told as such; once it does not, the same QEMU completes', async () => {
+    const template = await makeTemplate();
+    const bad = scratchPath('error');
+    await using server = await serveTemplate(template, ['error'], ['error-pread=EIO', 'error-pread-rate=20%', `error-file=${bad}`]);
+    const disk = await makeDisk(server.uri);
+    await using host = await startHost({ disks: [disk.overlay] });
+    await mustRun('touch', [bad]);
+    const { error } = await expectFailure(startAllocate(host, { route }), ['EIO']);
+    expect(error.message).toMatch(/storage|chain/);
+    await expectClean(host);
+    await mustRun('rm', [bad]);
+    await mustAllocate(host, { route });
+    await expectClean(host);
+    await host.quit();
+    expect(await isPopulated(disk.overlay)).toBe(true);
+    await expectIntact(disk, { alone: route === 'stream' });
+  });
+
+  it('answers slowly: a killed run leaves requests under way, and the next run completes', async () => {
+    await using server = await serveTemplate(await makeTemplate(12 * MiB), ['delay'], ['delay-read=40ms']);
+    const disk = await makeDisk(server.uri);
+    await using host = await startHost({ disks: [disk.overlay] });
+    const spawned = startAllocate(host, { route });
+    await underway(spawned);
+    expect(spawned.child.exitCode).toBe(null);
+    spawned.kill('SIGKILL');
+    await spawned.exit;
+    await mustAllocate(host, { route });
+    await expectClean(host);
+    await host.quit();
+    expect(await isPopulated(disk.overlay)).toBe(true);
+    await expectIntact(disk, { alone: route === 'stream' });
+  });
+});
+
+describe.runIf(storage).each(ROUTES)('a file system that is full, while %s runs', (route) => {
+  it('is told as such; with room, the same QEMU completes', async () => {
+    const template = await makeTemplate();
+    await using mounted = await mountFilesystem({ type: 'ext4', size: 64 * MiB, mkfsArgs: ['-m', '0', '-O', '^has_journal'] });
+    const disk = await makeDisk(template, `${mounted.path}/overlay.qcow2`);
+    {
+      await using host = await startHost({ disks: [disk.overlay] });
+      const spawned = startAllocate(host, { route, speed: '6M', more: ['--preallocation', 'metadata'] });
+      await underway(spawned);
+      // A neighbour takes all that is free; what is left of the last megabyte, byte by byte.
+      for (const unit of ['1M', '64K', '4K']) {
+        await mustRun('sh', ['-c', `i=0; while fallocate -l ${unit} ${mounted.path}/neighbour-${unit}-$i 2>&-; do i=$((i+1)); done; true`]);
+      }
+      const { error, done } = await expectFailure(spawned, ['ENOSPC']);
+      expect(error.message).toMatch(/free some space/);
+      expect(done!.allocated).toBeGreaterThan(0);
+      await expectClean(host);
+      await mustRun('sh', ['-c', `rm ${mounted.path}/neighbour-*`]);
+      await mustAllocate(host, { route, more: ['--preallocation', 'metadata'] });
+      await expectClean(host);
+      await host.quit();
+    }
+    expect(await isPopulated(disk.overlay)).toBe(true);
+    await expectIntact(disk, { alone: route === 'stream' });
+  });
+});
