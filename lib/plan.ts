@@ -239,7 +239,10 @@ export class Planner {
     const all = [...this.byReason].flatMap(([why, list]) =>
       list.list().map(({ offset, length }) => ({ offset, length, why })),
     );
-    return this.byReason.size > 1 ? all.sort((a, b) => a.offset - b.offset) : all;
+    const { unreserved } = this;
+    const why = `the host file holds ${unreserved} bytes too few in reserve for what a guest may write`;
+    if (unreserved > 0) all.push({ ...this.request.range, why });
+    return this.byReason.size > 1 || unreserved > 0 ? all.sort((a, b) => a.offset - b.offset) : all;
   }
 
   private get unreserved(): number {

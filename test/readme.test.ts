@@ -6,7 +6,7 @@ import { listJobs, QmpClient } from '../lib/index.js';
 import { daemonWith } from './qmp/streams.js';
 import { attachLoop } from './support/loop.js';
 import { makePattern, type Segment } from './support/patterns.js';
-import { cliMain, mustRun, repository, run } from './support/processes.js';
+import { cliMain, mustRun, repository, run, startQemu } from './support/processes.js';
 import { requires } from './support/requirements.js';
 import { scratchPath } from './support/scratch.js';
 
@@ -43,13 +43,16 @@ async function freshImages(folder: string): Promise<void> {
 
 const MONITOR = '/run/guest.qmp';
 const every = blocks('sh').flatMap((block) => block.trim().split('\n'));
-const steering = every.filter((command) => command.includes(MONITOR));
+const live = every.filter((command) => / --device disk0|^thicken info --qmp/.test(command));
+const steering = every.filter((command) => command.includes(MONITOR) && !live.includes(command));
 const commands = every.filter((command) => !command.includes(MONITOR));
 const withQemu = requires({ tools: ['qemu-img', 'qemu-storage-daemon'] });
+const withMachine = requires({ tools: ['qemu-img', 'qemu-system-x86_64'] });
 
 test('README shows commands at all', () => {
   expect(commands.length).toBeGreaterThan(10);
   expect(steering.length).toBeGreaterThan(5);
+  expect(live.length).toBeGreaterThan(5);
 });
 
 test.runIf(requires({ root: true, loop: true })).each(commands)('%s', async (command) => {
@@ -80,9 +83,33 @@ test.runIf(withQemu).each(steering)('%s', async (command) => {
   expect(outcome.stdout).toContain('stream0');
 });
 
+/** A machine that has not been started, with a disk by that name over a template. */
+async function machine(folder: string) {
+  const [base, overlay] = [join(folder, 'base.raw'), join(folder, 'disk.qcow2')];
+  await makePattern(base, [{ kind: 'data', length: 16 * MIB }, { kind: 'hole', length: 48 * MIB }]);
+  await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', overlay]);
+  return startQemu({ kind: 'guest', file: overlay, format: 'qcow2' });
+}
+
+test.runIf(withMachine).each(live)('%s', async (command) => {
+  const { folder, path } = await workplace();
+  await using qemu = await machine(folder);
+  const outcome = await inShell(command.replace(MONITOR, qemu.qmp), folder, path);
+  const accepted = command.includes('verify') ? [0, 3] : [0];
+  expect(accepted, outcome.stderr).toContain(outcome.status);
+  expect(outcome.stdout.length).toBeGreaterThan(20);
+});
+
+test.runIf(withMachine)('the TypeScript example for a guest’s disk runs, and allocates', async () => {
+  const { folder } = await workplace();
+  await using qemu = await machine(folder);
+  const output = await runScript(example('open as openDisk').replace(MONITOR, qemu.qmp));
+  expect(output).toBe(`${64 * MIB} true\n`);
+});
+
 /** The TypeScript example that imports `name`. */
 function example(name: string): string {
-  const found = blocks('ts').filter((block) => new RegExp(`^import .*\\b${name}\\b`).test(block));
+  const found = blocks('ts').filter((block) => new RegExp(`^import .*\\b${name}`).test(block));
   expect(found).toHaveLength(1);
   return found[0] ?? '';
 }
@@ -105,7 +132,7 @@ test.runIf(withQemu)('the TypeScript example for jobs runs, and steers', async (
 test('the TypeScript example runs, and allocates', async () => {
   const { folder } = await workplace();
   await freshImages(folder);
-  const output = await runScript(`process.chdir(${JSON.stringify(folder)});\n${example('open')}`);
+  const output = await runScript(`process.chdir(${JSON.stringify(folder)});\n${example('open }')}`);
   expect(output).toMatch(/0 1048576 hole/);
   expect(output).toMatch(/true true\n$/);
 });

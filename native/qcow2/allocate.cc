@@ -111,7 +111,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   part.range = piece;
   const ClusterRun clusters = Rules(image_, part).clusters();
   if (clusters.count == 0) {
-    progress->next = piece.end();
+    progress->next = std::max(piece.offset, geometry.clippedEnd(piece.offset, piece.length));
     return {};
   }
   Chunk chunk(image_, request_, *rules_);
@@ -129,8 +129,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   failed_ = false;
   counts_.trim();
   progress->mapped = chunk.mappedClusters() << geometry.clusterBits;
-  progress->next = std::max(piece.offset, chunk.clusters().end() << geometry.clusterBits);
-  if (progress->next >= geometry.virtualSize) progress->next = piece.end();
+  progress->next = std::min(chunk.clusters().end() << geometry.clusterBits, geometry.virtualSize);
   return {};
 }
 

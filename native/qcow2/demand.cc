@@ -8,12 +8,9 @@ namespace thicken::qcow2 {
 namespace {
 
 ClusterRun clustersOf(const Geometry& geometry, Range range) {
-  const uint64_t end =
-      range.length > geometry.virtualSize || range.offset > geometry.virtualSize - range.length
-          ? geometry.virtualSize
-          : range.end();
+  const uint64_t end = geometry.clippedEnd(range.offset, range.length);
   const uint64_t first = std::min(range.offset, end) >> geometry.clusterBits;
-  if (range.offset >= end) return ClusterRun{first, 0};
+  if (range.length == 0 || range.offset >= end) return ClusterRun{first, 0};
   return ClusterRun{first, geometry.clustersFor(end) - first};
 }
 

@@ -45,6 +45,11 @@ struct Geometry {
     return (bytes >> clusterBits) + ((bytes & (clusterSize() - 1)) != 0);
   }
   uint64_t guestClusters() const { return clustersFor(virtualSize); }
+  /// Where a range of the virtual disk ends, clipped to its size.
+  uint64_t clippedEnd(uint64_t offset, uint64_t length) const {
+    if (offset >= virtualSize || length > virtualSize - offset) return virtualSize;
+    return offset + length;
+  }
   bool isAligned(uint64_t offset) const { return (offset & (clusterSize() - 1)) == 0; }
   uint64_t subclusterSize() const { return clusterSize() / kSubclusters; }
 };

@@ -122,7 +122,7 @@ Outcome addTable(const Image& image, const uint8_t* table, uint64_t end, uint64_
 
 Outcome MapReader::read(Range range, size_t maxExtents, const CancelFlag& cancel, MapPage* page) {
   const Geometry& geometry = image_.geometry;
-  const uint64_t end = std::min(range.end(), geometry.virtualSize);
+  const uint64_t end = geometry.clippedEnd(range.offset, range.length);
   Collector collector(page, std::max<size_t>(maxExtents, 1));
   uint64_t at = std::min(range.offset, end);
   while (at < end && !collector.isFull()) {

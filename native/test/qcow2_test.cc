@@ -306,6 +306,30 @@ TEST(qcow2LeaksOfImagesWithUnknownFeaturesStay) {
   }
 }
 
+TEST(qcow2RangesBeyondAllBoundsAreClipped) {
+  MemoryIo io(makeImage(ImageOptions{}));
+  Request request = everything();
+  request.range = Range{(1 << 20) - 700, ~0ull};
+  Image image;
+  CHECK(openImage(io, &image).ok());
+  Allocator allocator(io, nullptr, image);
+  bool cancelled = false;
+  CHECK(allocator.prepare(request, CancelFlag(), &cancelled).ok());
+  CHECK(allocator.needed().data == 2);
+  Progress progress;
+  CHECK(allocator.allocate(request.range, CancelFlag(), &progress).ok());
+  CHECK(progress.next == 1 << 20);
+  CHECK(progress.mapped == 1024);
+  CHECK(allocator.allocate(Range{1 << 21, 5}, CancelFlag(), &progress).ok());
+  CHECK(progress.next == 1 << 21);
+  CHECK(progress.mapped == 0);
+  MapReader reader(io, allocator.image());
+  MapPage page;
+  CHECK(reader.read(Range{100, ~0ull}, 10, CancelFlag(), &page).ok());
+  CHECK(page.next == 1 << 20);
+  CHECK(page.size() == 2);
+}
+
 TEST(qcow2CrashStatesOfAGrowingTable) {
   ImageOptions options;
   options.refcountOrder = 6;

@@ -24,8 +24,8 @@ import {
 
 const able = requires({ tools: ['cmake', 'g++', 'qemu-img', 'qemu-io', 'cmp', 'flock'] });
 const seed = Number(process.env.THICKEN_SEED ?? 4711);
-const samples = soak ? 2000 : 60;
-const judged = soak ? 150 : 12;
+const samples = soak ? 2000 : 40;
+const judged = soak ? 150 : 8;
 const kills = soak ? 300 : 12;
 
 const base = { clusterSize: 512, version: 3, refcountBits: 16, extended: false, snapshots: 0 } as const;
