@@ -26,6 +26,8 @@ export interface GuestDisk {
   /** Bytes. */
   size: number;
   clusterSize: number;
+  /** Whether clusters are mapped in parts. */
+  subclusters: boolean;
   readOnly: boolean;
   encrypted: boolean;
   /** From the next layer down to the last. */
@@ -102,6 +104,7 @@ function diskOf(
     protocol: nodes.get(graph.child(nodeName, 'file') ?? '')?.drv ?? null,
     size: image['virtual-size'],
     clusterSize: image['cluster-size'] ?? DEFAULT_CLUSTER,
+    subclusters: image['format-specific']?.data?.['extended-l2'] === true,
     readOnly: node.ro,
     encrypted: node.encrypted,
     backing: layersBelow(image),

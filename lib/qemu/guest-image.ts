@@ -102,6 +102,7 @@ class GuestImage extends Image {
         kind: 'guest',
         abilities: { fallocate: false, unshare: false },
         backed: disk.backing.length > 0,
+        subclusters: disk.subclusters,
         unreserved: null,
       },
       storage: null,
@@ -115,7 +116,8 @@ class GuestImage extends Image {
   }
 
   private context(request: RouteRequest): GuestContext {
-    return { ...request, client: this.client, node: this.disk.node, nbd: this.added.nbd };
+    const { client, granularity, added, disk } = this;
+    return { ...request, client, node: disk.node, nbd: added.nbd, granularity };
   }
 
   /** QEMU may have changed the graph meanwhile: the facts are asked for anew. */

@@ -2,6 +2,7 @@ import type { NbdClient } from '../nbd/client.js';
 import { ThickenError } from '../errors.js';
 import { NO_WORK, type CancelFlag, type Work } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
+import { widen } from '../range.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;
@@ -13,6 +14,8 @@ export interface GuestContext extends RouteRequest {
   node: string;
   /** An export of that node. */
   nbd: NbdClient;
+  /** Bytes of a cluster. */
+  granularity: number;
 }
 
 /**
@@ -20,7 +23,10 @@ export interface GuestContext extends RouteRequest {
  * guest's writes; no data crosses the socket. A READ instead would pass over zeros (QEMU 7.2).
  */
 class PopulateSession implements RouteSession {
-  constructor(private readonly nbd: NbdClient) {}
+  constructor(
+    private readonly nbd: NbdClient,
+    private readonly granularity: number,
+  ) {}
 
   async run(ranges: Float64Array, _cancel: CancelFlag): Promise<Work> {
     const requests: Promise<number>[] = [];
@@ -34,8 +40,13 @@ class PopulateSession implements RouteSession {
     return work;
   }
 
+  /**
+   * Whole clusters: a copy that began at a subcluster within one, those before it having another
+   * state, ended QEMU by an assertion (7.2, bdrv_co_do_copy_on_readv).
+   */
   private async cache(offset: number, length: number): Promise<number> {
-    await this.nbd.cache(offset, length);
+    const whole = widen({ offset, length }, this.granularity, this.nbd.size);
+    await this.nbd.cache(whole.offset, whole.length);
     return length;
   }
 
@@ -60,5 +71,5 @@ export const populateRoute: Mechanism<GuestContext> = {
   most: { bytes: 4 * MIB, ranges: 16 },
   depth: 16,
   adapts: 'window',
-  open: ({ nbd }) => Promise.resolve(new PopulateSession(nbd)),
+  open: ({ nbd, granularity }) => Promise.resolve(new PopulateSession(nbd, granularity)),
 };
