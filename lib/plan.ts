@@ -6,6 +6,7 @@ import { errors, usageError } from './errors.js';
 import {
   ABSENT,
   BACKED_ZERO,
+  BACKED_ZEROED,
   meetsLevel,
   SHARED,
   STATE_NAMES,
@@ -93,7 +94,7 @@ const ROUTES_OF: Record<PlanFacts['kind'], RouteName[]> = {
   guest: ['populate', 'stream', 'reserve'],
 };
 /** Missing states that take no new host blocks when they are dealt with. */
-const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, ABSENT]);
+const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, BACKED_ZEROED, ABSENT]);
 
 /** The route that gives an extent of this state what the level asks for; null: there is none. */
 export function routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null {
