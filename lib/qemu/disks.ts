@@ -77,12 +77,17 @@ function diskOfDevice(device: BlockDevice, nodes: Map<string, BlockNode>, graph:
   return diskOf(namesOf(device), inserted, nodes, graph);
 }
 
-/** `/machine/peripheral/ID/virtio-backend` is the backend of the device with that ID. */
+/**
+ * Those first that a user gave: QEMU makes up a path where a device has no id, and a name with # for
+ * a node without one. `/machine/peripheral/ID/virtio-backend` is the backend of the device with that ID.
+ */
 function namesOf({ qdev, device, inserted }: BlockDevice): string[] {
   const path = qdev?.replace(/\/virtio-backend$/, '');
   const id = path?.replace(/^\/machine\/peripheral\//, '');
-  const names = [id, path, qdev, device, inserted?.['node-name']];
-  return [...new Set(names.filter((name): name is string => Boolean(name)))];
+  const names = [id, device, inserted?.['node-name'], path, qdev];
+  const given = names.filter((name): name is string => Boolean(name));
+  const madeUp = (name: string) => Number(/^[/#]/.test(name));
+  return [...new Set(given.sort((a, b) => madeUp(a) - madeUp(b)))];
 }
 
 function diskOf(

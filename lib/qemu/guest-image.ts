@@ -125,7 +125,8 @@ class GuestImage extends Image {
     this.throwIfClosed();
     this.disk = await findDisk(this.client, this.target.device);
     if (this.disk.readOnly) throw diskErrors.readOnly(this.path);
-    if (!request.dropBacking) return;
+    // At its end a stream drops the backing file, asked to or not.
+    if (!request.dropBacking && request.route !== 'stream') return;
     const { offset = 0, length = this.size } = request;
     if (offset !== 0 || length < this.size) throw diskErrors.shortBacking(this.path);
     const { snapshots, backing } = this.disk;
