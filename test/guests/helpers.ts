@@ -4,13 +4,13 @@ import { tmpdir } from 'node:os';
 import { afterEach, expect } from 'vitest';
 import { QmpClient } from '../../lib/qmp/client.js';
 import type { AllocationResult } from '../../lib/types.js';
-import type { Guest } from '../support/guest.js';
+import type { Guest, Report } from '../support/guest.js';
 import { qemuCompare, qemuMap, type QemuExtent } from '../support/judges.js';
 import { answersQmp, mustRun, start } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
-import { cliJson, expectContract, type JsonOutcome } from '../storage/helpers.js';
+import { cliJson, expectContract, soak, type JsonOutcome } from '../storage/helpers.js';
 
 export { cliJson, KiB, MiB, soak, type Refusal } from '../storage/helpers.js';
 
@@ -32,6 +32,8 @@ export async function atMonitor<T>(qmp: string, use: (client: QmpClient) => Prom
   await using client = await QmpClient.connect(qmp);
   return await use(client);
 }
+
+const QEMU = 'qemu-system-x86_64';
 
 const ours = (name: string) => name.startsWith('thicken');
 
@@ -58,11 +60,14 @@ export interface Machine extends AsyncDisposable {
   quit(): Promise<void>;
 }
 
-/** A QEMU whose guest never runs. `args`: its disks. */
-export async function startMachine(args: readonly string[]): Promise<Machine> {
+/** A QEMU whose guest never runs. `args`: its disks; `passed`: a file that it gets as descriptor 9. */
+export async function startMachine(args: readonly string[], passed?: string): Promise<Machine> {
   const qmp = scratchPath('qmp');
   const common = ['-machine', 'q35,accel=tcg', '-nodefaults', '-display', 'none', '-m', '64', '-S'];
-  const qemu = start('qemu-system-x86_64', [...common, '-qmp', `unix:${qmp},server=on,wait=off`, ...args]);
+  const command = [QEMU, ...common, '-qmp', `unix:${qmp},server=on,wait=off`, ...args];
+  const launcher = passed === undefined ? [] : ['sh', '-c', 'exec 9<>"$0" && exec "$@"', passed];
+  const [program, ...rest] = [...launcher, ...command];
+  const qemu = start(program!, rest);
   await waitFor('QEMU to open its disks', () => {
     if (qemu.child.exitCode !== null) throw new Error(`QEMU ended: ${qemu.stderr()}`);
     return answersQmp(qmp);
@@ -171,4 +176,40 @@ export function shuffled<T>(values: readonly T[], next: () => number): T[] {
     [all[i], all[j]] = [all[j]!, all[i]!];
   }
   return all;
+}
+
+/** What a guest measured of its writes while something ran beside it, in microseconds. */
+export interface Latencies extends Report {
+  count: number;
+  p50: number;
+  p99: number;
+  max: number;
+}
+
+/** Rule 9 of the design: no write of a guest's waits longer. */
+const LONGEST_WRITE_US = 150_000;
+
+/**
+ * Has the guest write for `seconds` while `work` goes on, which must end first. Only the long run,
+ * with the machine to itself, judges what was measured.
+ */
+export async function besideWrites(
+  guest: Guest,
+  what: string,
+  seconds: number,
+  work: () => Promise<unknown>,
+  where = '',
+): Promise<Latencies> {
+  let over = false;
+  const writing = guest.ask(`latency ${seconds} ${where}`.trim()).finally(() => (over = true));
+  writing.catch(() => undefined);
+  await work();
+  expect(over, `${what} outlasted the guest's ${seconds} s of writing`).toBe(false);
+  const latencies = (await writing) as Latencies;
+  const { count, p50, p99, max } = latencies;
+  process.stderr.write(`beside ${what}: ${count} writes, p50 ${p50} µs, p99 ${p99} µs, longest ${max} µs\n`);
+  expect(latencies).toMatchObject({ failed: 0 });
+  expect(count).toBeGreaterThan(0);
+  if (soak) expect(max, `longest write beside ${what}`).toBeLessThan(LONGEST_WRITE_US);
+  return latencies;
 }
