@@ -203,11 +203,13 @@ export async function besideWrites(
   let over = false;
   const writing = guest.ask(`latency ${seconds} ${where}`.trim()).finally(() => (over = true));
   writing.catch(() => undefined);
+  const began = performance.now();
   await work();
+  const took = ((performance.now() - began) / 1000).toFixed(1);
   expect(over, `${what} outlasted the guest's ${seconds} s of writing`).toBe(false);
   const latencies = (await writing) as Latencies;
   const { count, p50, p99, max } = latencies;
-  process.stderr.write(`beside ${what}: ${count} writes, p50 ${p50} µs, p99 ${p99} µs, longest ${max} µs\n`);
+  process.stderr.write(`beside ${what} (${took} s): ${count} writes, p50 ${p50} µs, p99 ${p99} µs, longest ${max} µs\n`);
   expect(latencies).toMatchObject({ failed: 0 });
   expect(count).toBeGreaterThan(0);
   if (soak) expect(max, `longest write beside ${what}`).toBeLessThan(LONGEST_WRITE_US);

@@ -52,7 +52,7 @@ describe.runIf(withGuest && tools)('a raw disk of a running guest', () => {
       expect(result).toMatchObject({ after: { allocated: size }, verified: true, guarantee: true });
       expect(result.allocated).toBeGreaterThanOrEqual(GAPS * 4 * KiB);
     };
-    await besideWrites(guest, `fallocate through ${GAPS} gaps`, soak ? 20 : 10, work, where);
+    await besideWrites(guest, `fallocate through ${GAPS} gaps`, soak ? 20 : 6, work, where);
     expect(await guest.ask(`verify ${where}`)).toMatchObject({ errors: 0 });
     await shutDown(guest);
     expect(await missing(file, 'falloc')).toEqual([]);

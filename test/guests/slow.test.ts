@@ -32,7 +32,7 @@ describe.runIf(withGuest && withNbdkit)('a guest over a slow template', () => {
       disks: [{ id: 'vda', file, format: 'qcow2', cacheDirect: true }],
     });
     await guest.base(base);
-    await besideWrites(guest, 'a populate at 20 MB/s', soak ? 60 : 15, async () => {
+    await besideWrites(guest, 'a populate at 20 MB/s', soak ? 60 : 8, async () => {
       expect(await allocate(guest.qmpSocket, 'vda')).toMatchObject({ verified: true });
     });
     expect(await guest.ask('verify')).toMatchObject({ errors: 0, unknown: 0 });
