@@ -121,9 +121,13 @@ class GuestImage extends Image {
   }
 
   /** QEMU may have changed the graph meanwhile: the facts are asked for anew. */
-  private async check(request: AllocationRequest): Promise<void> {
+  private async refresh(): Promise<void> {
     this.throwIfClosed();
     this.disk = await findDisk(this.client, this.target.device);
+  }
+
+  private async check(request: AllocationRequest): Promise<void> {
+    await this.refresh();
     if (this.disk.readOnly) throw diskErrors.readOnly(this.path);
     // At its end a stream drops the backing file, asked to or not.
     if (!request.dropBacking && request.route !== 'stream') return;
@@ -147,7 +151,7 @@ class GuestImage extends Image {
   }
 
   async info(): Promise<ImageInfo> {
-    await this.check({});
+    await this.refresh();
     const image = this.forJob();
     const { survey } = await planFor(image, {
       range: { offset: 0, length: this.size },
