@@ -100,6 +100,9 @@ export async function allocate(qmp: string, device: string, ...args: string[]): 
   return outcome.document;
 }
 
+/** Without what the host has to hold ready: the plan is then about the image alone. */
+export const MAPPED = ['--preallocation', 'metadata'];
+
 /** The same whatever comes of it. */
 export function allocateAny<T>(qmp: string, device: string, ...args: string[]): Promise<JsonOutcome<T>> {
   return cliJson<T>(['allocate', '--qmp', qmp, '--device', device, ...args]);

@@ -13,6 +13,7 @@ import {
   expectChecked,
   expectContent,
   KiB,
+  MAPPED,
   MiB,
   overlayOf,
   ownRanges,
@@ -47,7 +48,7 @@ describe.runIf(withQemu)('a range of an overlay', () => {
     const file = await overlayOf(template());
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));
-    const result = await allocate(machine.qmp, 'disk', '--offset', '10M', '--length', '2M');
+    const result = await allocate(machine.qmp, 'disk', '--offset', '10M', '--length', '2M', ...MAPPED);
     expect(result).toMatchObject({
       effective: { offset: 10 * MiB, length: 2 * MiB },
       before: { allocated: 0 },
@@ -81,9 +82,9 @@ describe.runIf(withQemu)('a range of an overlay', () => {
     await change(file, 'qcow2', 'write -P 9 1M 1M', 'write -z 2M 1M');
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));
-    const result = await allocate(machine.qmp, 'disk', '--length', '4M');
+    const result = await allocate(machine.qmp, 'disk', '--length', '4M', ...MAPPED);
     expect(result).toMatchObject({ allocated: 2 * MiB, skipped: 2 * MiB, after: { allocated: 4 * MiB } });
-    expect(await allocate(machine.qmp, 'disk', '--length', '4M')).toMatchObject({
+    expect(await allocate(machine.qmp, 'disk', '--length', '4M', ...MAPPED)).toMatchObject({
       allocated: 0,
       skipped: 4 * MiB,
       plan: [],
@@ -175,7 +176,7 @@ describe.runIf(withQemu)('an image without backing', () => {
     await change(file, 'qcow2', 'write -P 1 1M 1M');
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));
-    const result = await allocate(machine.qmp, 'disk');
+    const result = await allocate(machine.qmp, 'disk', ...MAPPED);
     expect(result).toMatchObject({ plan: [], allocated: 0, skipped: SIZE });
     await machine.quit();
     expect(await ownRanges(file, 'qcow2')).toEqual([[MiB, MiB]]);
