@@ -18,6 +18,9 @@ export const OWN_ZERO = 8;
 export const OWN_DATA = 9;
 /** No layer has it, and there is no backing file that could ever have. */
 export const UNALLOCATED = 10;
+/** Mapped to storage that reads as zeros: a hole of the file, for one. */
+export const OWN_ZEROED = 11;
+export const BACKED_ZEROED = 12;
 
 /** All states, for people. */
 export const STATE_NAMES = [
@@ -28,12 +31,19 @@ export const STATE_NAMES = [
   'zeros',
   'data',
   'unallocated',
+  'zeroed data',
+  'backing zeroed data',
 ] as const;
 
 /** Read as zeros, by state. */
-const ZERO = new Set([HOLE, UNWRITTEN, BACKED_ZERO, ABSENT, OWN_ZERO, UNALLOCATED]);
+const ZERO = new Set([
+  ...[HOLE, UNWRITTEN, BACKED_ZERO, ABSENT, OWN_ZERO, UNALLOCATED],
+  ...[OWN_ZEROED, BACKED_ZEROED],
+]);
+/** Read from storage, although that reads as zeros. */
+const ZEROED = new Set([OWN_ZEROED, BACKED_ZEROED]);
 /** What depends on no other file, whatever the host has behind it. */
-const ALONE = new Set([OWN_ZERO, OWN_DATA, UNALLOCATED]);
+const ALONE = new Set([OWN_ZERO, OWN_DATA, OWN_ZEROED, UNALLOCATED]);
 
 /** FIEMAP_EXTENT_* flags (linux/fiemap.h) as `Extent.flags` carries them. */
 export const EXTENT_FLAGS = {
@@ -85,7 +95,7 @@ export function extentOf(
     depth,
     present: state !== ABSENT && state !== UNALLOCATED,
     zero,
-    data: !zero,
+    data: !zero || ZEROED.has(state),
     host: HOST_STATES[state] ?? 'unknown',
     flags,
   };
@@ -107,6 +117,7 @@ export function whyMissing(state: number, flags: number): string {
     case SHARED:
       return 'shared: a write needs new host blocks, another file uses these too';
     case BACKED_DATA:
+    case BACKED_ZEROED:
       return 'backing: the content comes from a backing file';
     case BACKED_ZERO:
       return 'backing: a backing file says that it is zeros';
@@ -117,6 +128,7 @@ export function whyMissing(state: number, flags: number): string {
     case OWN_ZERO:
       return 'zeros: the image says so, without host blocks';
     case OWN_DATA:
+    case OWN_ZEROED:
       return 'data: what is behind it on the host is not known';
     default:
       return flags & EXTENT_FLAGS.delalloc

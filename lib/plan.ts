@@ -6,6 +6,7 @@ import { errors, usageError } from './errors.js';
 import {
   ABSENT,
   BACKED_ZERO,
+  BACKED_ZEROED,
   meetsLevel,
   SHARED,
   STATE_NAMES,
@@ -27,7 +28,9 @@ export interface PlanFacts {
   /** What the file system is believed to do. */
   abilities: { fallocate: boolean; unshare: boolean };
   /** Whether there is a backing file. */
-  backed?: boolean;
+  readonly backed?: boolean;
+  /** Whether clusters are mapped in parts: a block-stream from within one ends QEMU (7.2). */
+  subclusters?: boolean;
   /** Host bytes that guest writes may need, and that nothing holds ready; null: can't be told. */
   unreserved?: number | null;
 }
@@ -91,12 +94,12 @@ const ROUTES_OF: Record<PlanFacts['kind'], RouteName[]> = {
   guest: ['populate', 'stream', 'reserve'],
 };
 /** Missing states that take no new host blocks when they are dealt with. */
-const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, ABSENT]);
+const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, BACKED_ZEROED, ABSENT]);
 
 /** The route that gives an extent of this state what the level asks for; null: there is none. */
 export function routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null {
   if (meetsLevel(state, request.level)) return null;
-  if (facts.kind === 'guest') return guestRoute(request);
+  if (facts.kind === 'guest') return guestRoute(facts, request);
   if (facts.kind === 'block') return state === SHARED ? null : 'device';
   if (state === SHARED) return wanted('unshare', request) && facts.abilities.unshare ? 'unshare' : null;
   if (request.level === 'full') return wanted('zero-write', request) ? 'zero-write' : null;
@@ -106,9 +109,9 @@ export function routeFor(state: number, facts: PlanFacts, request: PlanRequest):
 }
 
 /** The whole disk is streamed only where its backing file is to go, or on request. */
-function guestRoute({ route, dropBacking }: PlanRequest): RouteName | null {
+function guestRoute({ subclusters }: PlanFacts, { route, dropBacking }: PlanRequest): RouteName | null {
   if (route === 'reserve') return null;
-  return route ?? (dropBacking ? 'stream' : 'populate');
+  return route ?? (dropBacking && !subclusters ? 'stream' : 'populate');
 }
 
 /** A forced route leaves to others only what it can't do by nature: none but `unshare` unshares. */
@@ -133,6 +136,9 @@ export function checkRequest(facts: PlanFacts, request: PlanRequest): void {
   checkName('route', route, ROUTE_ORDER);
   if (!ROUTES_OF[facts.kind].includes(route)) {
     throw errors.routeCannot(route, `is not for ${KIND_NAMES[facts.kind]}`, facts.path);
+  }
+  if (route === 'stream' && facts.subclusters) {
+    throw errors.routeCannot(route, 'would end QEMU where clusters are mapped in parts', facts.path);
   }
   if (route === 'fallocate' && level === 'full') {
     throw errors.routeCannot(route, 'writes nothing, and full asks for written blocks', facts.path);

@@ -1,4 +1,12 @@
-import { ABSENT, BACKED_DATA, BACKED_ZERO, HOLE, STATE_NAMES, UNALLOCATED } from '../extent.js';
+import {
+  ABSENT,
+  BACKED_DATA,
+  BACKED_ZERO,
+  BACKED_ZEROED,
+  HOLE,
+  STATE_NAMES,
+  UNALLOCATED,
+} from '../extent.js';
 import { formatBytes } from '../units.js';
 import type { Buckets } from './buckets.js';
 import { styled } from './output.js';
@@ -17,9 +25,11 @@ const COLOURS: Record<(typeof STATE_NAMES)[number], Colour> = {
   zeros: 'cyan',
   data: 'green',
   unallocated: 'gray',
+  'zeroed data': 'green',
+  'backing zeroed data': 'gray',
 };
 /** What the image has no storage of its own for. */
-const MISSING = new Set([HOLE, BACKED_DATA, BACKED_ZERO, ABSENT, UNALLOCATED]);
+const MISSING = new Set([HOLE, BACKED_DATA, BACKED_ZERO, BACKED_ZEROED, ABSENT, UNALLOCATED]);
 
 const HEIGHTS = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const EMPTY = '░';

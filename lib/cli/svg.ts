@@ -2,9 +2,11 @@ import {
   ABSENT,
   BACKED_DATA,
   BACKED_ZERO,
+  BACKED_ZEROED,
   HOLE,
   OWN_DATA,
   OWN_ZERO,
+  OWN_ZEROED,
   SHARED,
   STATE_NAMES,
   UNALLOCATED,
@@ -34,11 +36,16 @@ const COLOURS: Record<number, string> = {
   [UNALLOCATED]: '#d0d7de',
   [OWN_DATA]: '#1a7f37',
   [OWN_ZERO]: '#54aeff',
+  [OWN_ZEROED]: '#4ac26b',
   [BACKED_DATA]: '#e5b4a2',
   [BACKED_ZERO]: '#f2dcd3',
+  [BACKED_ZEROED]: '#ecc8ba',
 };
 /** From the bottom of a column to its top. */
-const STACK = [WRITTEN, OWN_DATA, UNWRITTEN, OWN_ZERO, SHARED, UNKNOWN, BACKED_DATA, BACKED_ZERO];
+const STACK = [
+  ...[WRITTEN, OWN_DATA, OWN_ZEROED, UNWRITTEN, OWN_ZERO, SHARED, UNKNOWN],
+  ...[BACKED_DATA, BACKED_ZEROED, BACKED_ZERO],
+];
 
 /** A picture of an image's storage: each column stacked by the share of each state. */
 export function renderSvg(name: string, buckets: Buckets): string {

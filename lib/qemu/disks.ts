@@ -26,6 +26,8 @@ export interface GuestDisk {
   /** Bytes. */
   size: number;
   clusterSize: number;
+  /** Whether clusters are mapped in parts. */
+  subclusters: boolean;
   readOnly: boolean;
   encrypted: boolean;
   /** From the next layer down to the last. */
@@ -75,12 +77,17 @@ function diskOfDevice(device: BlockDevice, nodes: Map<string, BlockNode>, graph:
   return diskOf(namesOf(device), inserted, nodes, graph);
 }
 
-/** `/machine/peripheral/ID/virtio-backend` is the backend of the device with that ID. */
+/**
+ * Those first that a user gave: QEMU makes up a path where a device has no id, and a name with # for
+ * a node without one. `/machine/peripheral/ID/virtio-backend` is the backend of the device with that ID.
+ */
 function namesOf({ qdev, device, inserted }: BlockDevice): string[] {
   const path = qdev?.replace(/\/virtio-backend$/, '');
-  const id = /^(?:\/machine\/peripheral\/)?([^/]+)$/.exec(path ?? '')?.[1];
-  const names = [id, device, path, qdev, inserted?.['node-name']];
-  return [...new Set(names.filter((name): name is string => Boolean(name)))];
+  const id = path?.replace(/^\/machine\/peripheral\//, '');
+  const names = [id, device, inserted?.['node-name'], path, qdev];
+  const given = names.filter((name): name is string => Boolean(name));
+  const madeUp = (name: string) => Number(/^[/#]/.test(name));
+  return [...new Set(given.sort((a, b) => madeUp(a) - madeUp(b)))];
 }
 
 function diskOf(
@@ -102,6 +109,7 @@ function diskOf(
     protocol: nodes.get(graph.child(nodeName, 'file') ?? '')?.drv ?? null,
     size: image['virtual-size'],
     clusterSize: image['cluster-size'] ?? DEFAULT_CLUSTER,
+    subclusters: image['format-specific']?.data?.['extended-l2'] === true,
     readOnly: node.ro,
     encrypted: node.encrypted,
     backing: layersBelow(image),

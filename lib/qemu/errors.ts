@@ -78,7 +78,7 @@ export const diskErrors = {
     build(
       'HAS_SNAPSHOTS',
       `the image has ${count} internal snapshots, which would lose the content of the backing file`,
-      'delete them, or leave --drop-backing out',
+      'delete them, or leave --drop-backing and --route stream out',
       { path },
     ),
 

@@ -152,6 +152,7 @@ class GuestImage extends Image {
       kind: 'guest',
       abilities: { fallocate: false, unshare: false },
       backed: this.disk.backing.length > 0,
+      subclusters: this.disk.subclusters,
       unreserved: this.reserve?.missing ?? null,
     };
   }
@@ -176,16 +177,22 @@ class GuestImage extends Image {
   }
 
   private context(request: RouteRequest): GuestContext {
-    return { ...request, client: this.client, node: this.disk.node, nbd: this.added.nbd };
+    const { client, granularity, added, disk } = this;
+    return { ...request, client, node: disk.node, nbd: added.nbd, granularity };
   }
 
   /** QEMU may have changed the graph meanwhile: the facts are asked for anew. */
-  private async check(request: AllocationRequest): Promise<void> {
+  private async refresh(): Promise<void> {
     this.throwIfClosed();
     this.disk = await findDisk(this.client, this.target.device);
+  }
+
+  private async check(request: AllocationRequest): Promise<void> {
+    await this.refresh();
     if (this.disk.readOnly) throw diskErrors.readOnly(this.path);
     if ((request.preallocation ?? 'falloc') === 'falloc') await this.lookAtHost();
-    if (!request.dropBacking) return;
+    // At its end a stream drops the backing file, asked to or not.
+    if (!request.dropBacking && request.route !== 'stream') return;
     const { offset = 0, length = this.size } = request;
     if (offset !== 0 || length < this.size) throw diskErrors.shortBacking(this.path);
     const { snapshots, backing } = this.disk;
@@ -206,7 +213,8 @@ class GuestImage extends Image {
   }
 
   async info(): Promise<ImageInfo> {
-    await this.check({});
+    await this.refresh();
+    await this.lookAtHost();
     const image = this.forJob();
     const range = { offset: 0, length: this.size };
     const { survey } = await planFor(image, { range, level: 'metadata' });

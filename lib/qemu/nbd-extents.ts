@@ -3,14 +3,16 @@ import {
   ABSENT,
   BACKED_DATA,
   BACKED_ZERO,
+  BACKED_ZEROED,
   OWN_DATA,
   OWN_ZERO,
+  OWN_ZEROED,
   UNALLOCATED,
   type ExtentPage,
 } from '../extent.js';
 import type { ExtentSource } from '../extent-source.js';
 import { ALLOCATION_DEPTH, BASE_ALLOCATION, type NbdClient } from '../nbd/client.js';
-import { STATE_ZERO } from '../nbd/protocol.js';
+import { STATE_HOLE, STATE_ZERO } from '../nbd/protocol.js';
 import { statusPages, type StatusPage } from '../nbd/status-stream.js';
 import type { CancelFlag } from '../native.js';
 import type { ByteRange } from '../types.js';
@@ -47,15 +49,17 @@ export function extentsOf(page: StatusPage, below: number): ExtentPage {
   const depth = new Uint32Array(count);
   for (let i = 0; i < count; i++) {
     const layer = depths![i]!;
-    const zero = (base![i]! & STATE_ZERO) !== 0;
-    state[i] = stateOf(layer, zero, below);
+    state[i] = stateOf(layer, base![i]!, below);
     depth[i] = layer === 0 ? below : layer - 1;
   }
   return { offset: page.offset, length: page.length, state, flags: new Uint32Array(count), depth };
 }
 
-function stateOf(layer: number, zero: boolean, below: number): number {
+/** What is no hole there is mapped to storage, whatever it reads as (QEMU, nbd/server.c). */
+function stateOf(layer: number, flags: number, below: number): number {
   if (layer === 0) return below > 0 ? ABSENT : UNALLOCATED;
-  if (layer === 1) return zero ? OWN_ZERO : OWN_DATA;
-  return zero ? BACKED_ZERO : BACKED_DATA;
+  const own = layer === 1;
+  if ((flags & STATE_ZERO) === 0) return own ? OWN_DATA : BACKED_DATA;
+  if ((flags & STATE_HOLE) === 0) return own ? OWN_ZEROED : BACKED_ZEROED;
+  return own ? OWN_ZERO : BACKED_ZERO;
 }

@@ -3,6 +3,7 @@ import { ThickenError } from '../errors.js';
 import { NO_WORK, type CancelFlag, type Work } from '../native.js';
 import { explainLoss } from '../qemu/node-export.js';
 import type { QmpClient } from '../qmp/client.js';
+import { widen } from '../range.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;
@@ -14,6 +15,8 @@ export interface GuestContext extends RouteRequest {
   node: string;
   /** An export of that node. */
   nbd: NbdClient;
+  /** Bytes of a cluster. */
+  granularity: number;
 }
 
 /**
@@ -35,8 +38,14 @@ class PopulateSession implements RouteSession {
     return work;
   }
 
+  /**
+   * Whole clusters: a copy that began at a subcluster within one, those before it having another
+   * state, ended QEMU by an assertion (7.2, bdrv_co_do_copy_on_readv).
+   */
   private async cache(offset: number, length: number): Promise<number> {
-    await this.context.nbd.cache(offset, length);
+    const { nbd, granularity } = this.context;
+    const whole = widen({ offset, length }, granularity, nbd.size);
+    await nbd.cache(whole.offset, whole.length);
     return length;
   }
 
