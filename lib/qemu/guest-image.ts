@@ -23,6 +23,7 @@ import { findDisk, type GuestDisk } from './disks.js';
 import { diskErrors } from './errors.js';
 import { openHostFile } from './host-file.js';
 import { HostReserve } from './host-reserve.js';
+import { checkThreads } from './iothread.js';
 import { NbdExtents } from './nbd-extents.js';
 import { NodeExport } from './node-export.js';
 import { detachedName } from './owner.js';
@@ -41,6 +42,7 @@ export async function openGuestDisk(target: GuestTarget, options: GuestOptions =
   try {
     const disk = await findDisk(client, target.device);
     if (disk.format === 'raw') return await openRawDisk(client, disk, target);
+    await checkThreads(client, disk);
     const added = await NodeExport.add(client, disk.node, options.nbd);
     const host = await openReserve(client, disk).catch(asReason);
     return new GuestImage(client, disk, target, added, ...host);

@@ -45,16 +45,13 @@ describe.runIf(withGuest)('under a guest that writes and verifies', () => {
     const template = scratchPath('template.raw');
     const base = makeTemplate(template, { size: SIZE, seed, region: (1 + (seed % 5)) * 68 * KiB });
     const file = await overlayOf(template);
-    const iothread = seed % 3 === 1;
     await using guest = await startGuest({
       disks: [{
         id: 'vda',
         file,
         format: 'qcow2',
         cacheDirect: seed % 2 === 0,
-        ...(iothread && { deviceOptions: { iothread: 'io' } }),
       }],
-      ...(iothread && { extraArgs: ['-object', 'iothread,id=io'] }),
     });
     await guest.base(base);
     await guest.command(`churn ${seed} 4`);

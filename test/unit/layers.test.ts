@@ -34,7 +34,7 @@ const LAYERS = [
   ['file-hold', 'device-hold'],
   ['qemu/errors', 'qemu/graph', 'qemu/owner'],
   ['qemu/disks', 'qemu/nbd-server', 'qemu/nbd-extents'],
-  ['qemu/node-export', 'qemu/host-file'],
+  ['qemu/node-export', 'qemu/host-file', 'qemu/iothread'],
   ['routes/route'],
   ['routes/kernel-call'],
   ['routes/fallocate', 'routes/unshare', 'routes/zero-write', 'routes/device', 'routes/populate'],
