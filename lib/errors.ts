@@ -83,6 +83,10 @@ export function withDetails(error: ThickenError, details: ErrorDetails): Thicken
 /** Any thrown value as a ThickenError; foreign ones become INTERNAL. */
 export function toThickenError(error: unknown): ThickenError {
   if (error instanceof ThickenError) return error;
+  // What went wrong first says more than the clean-up that failed after it.
+  if (error instanceof Error && error.name === 'SuppressedError' && 'suppressed' in error) {
+    return toThickenError(error.suppressed);
+  }
   const message = error instanceof Error ? error.message : String(error);
   return new ThickenError('INTERNAL', `${message}; this is a defect of thicken, please report it`, {
     cause: error,

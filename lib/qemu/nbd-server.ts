@@ -5,6 +5,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { ThickenError } from '../errors.js';
 import { native } from '../native.js';
 import type { NbdAddress } from '../nbd/client.js';
@@ -15,6 +16,9 @@ import { giveUp, isAbandoned, ownName } from './owner.js';
 
 const SOCKET = 'nbd.sock';
 const RECONNECT_MS = 5_000;
+/** A QEMU that quits closes its monitors first. */
+const LAST_LOOKS = 100;
+const LOOK_MS = 50;
 /** open(2); Node has no name for it. The number is that of x86 and ARM. */
 const O_PATH = 0o10000000;
 
@@ -24,6 +28,8 @@ export interface NbdServer {
   readonly uri: NbdUri | null;
   /** Ends a server of our own. Does nothing where QEMU is gone. */
   end(client: QmpClient): Promise<void>;
+  /** For a QEMU that can't be reached: most likely it is about to end, and its server with it. */
+  outlive(): Promise<void>;
 }
 
 /**
@@ -45,7 +51,7 @@ export async function useNbdServer(client: QmpClient, uri?: string): Promise<Nbd
 
 function foreignServer(text: string): NbdServer {
   const uri = parseNbdUri(text);
-  return { address: text, uri, end: () => Promise.resolve() };
+  return { address: text, uri, end: () => Promise.resolve(), outlive: () => Promise.resolve() };
 }
 
 /**
@@ -95,6 +101,14 @@ class OwnServer implements NbdServer {
     } finally {
       await removeFolder(this.folder);
     }
+  }
+
+  async outlive(): Promise<void> {
+    for (let looks = 0; looks < LAST_LOOKS; looks++) {
+      if ((await listenerOf(this.address.socketPath)) === null) break;
+      await sleep(LOOK_MS);
+    }
+    await removeFolder(this.folder);
   }
 
   /** Somebody may have put a server of theirs in the place of ours. */

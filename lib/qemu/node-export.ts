@@ -61,7 +61,9 @@ async function takeAway(client: QmpClient, server: NbdServer, id: string): Promi
       await server.end(monitor);
     }
   });
-  if (!reached) giveUp(id);
+  if (reached) return;
+  giveUp(id);
+  await server.outlive();
 }
 
 async function checkAbilities(client: QmpClient): Promise<void> {

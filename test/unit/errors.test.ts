@@ -159,6 +159,15 @@ describe('the class', () => {
 });
 
 describe('toThickenError', () => {
+  test('of a failure whose clean-up failed too is the failure', async () => {
+    const failure = usageError('what failed', 'do something');
+    const run = async () => {
+      await using _held = { [Symbol.asyncDispose]: () => Promise.reject(new Error('clean-up')) };
+      throw failure;
+    };
+    expect(toThickenError(await run().catch((error: unknown) => error))).toBe(failure);
+  });
+
   test('gives its own errors back', () => {
     const error = errors.cancelled(PATH);
     expect(toThickenError(error)).toBe(error);
