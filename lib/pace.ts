@@ -85,6 +85,7 @@ class SizePace implements Pace {
 
 /** A chunk is at most this part of what may be in flight, so that some are under way at a time. */
 const CHUNKS_IN_WINDOW = 4;
+const ALONE_MARGIN = 1.25;
 
 /**
  * Bounds the bytes in flight, so that each chunk takes about as long as is aimed at, however slow
@@ -94,6 +95,8 @@ const CHUNKS_IN_WINDOW = 4;
 class WindowPace implements Pace {
   readonly rests = false;
   private window: number;
+  /** What the smallest chunk takes by itself: a smaller window would not make it less. */
+  private alone = 0;
   private readonly most: number;
 
   constructor(
@@ -109,7 +112,10 @@ class WindowPace implements Pace {
   }
 
   note(milliseconds: number, chunks: number): void {
-    const factor = Math.min(2, Math.max(0.5, AIM_MS / Math.max(1, milliseconds)));
+    const single = chunks === 1 && this.window <= this.granularity;
+    this.alone = single ? milliseconds : Math.min(this.alone, milliseconds);
+    const aim = Math.max(AIM_MS, this.alone * ALONE_MARGIN);
+    const factor = Math.min(2, Math.max(0.5, aim / Math.max(1, milliseconds)));
     // All that are in flight together change it once.
     const changed = this.window * factor ** (1 / chunks);
     this.window = Math.min(this.most, Math.max(this.granularity, changed));

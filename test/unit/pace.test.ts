@@ -121,6 +121,19 @@ describe('a window of bytes in flight', () => {
     expect(settled(1e9, 5)).toMatchObject({ bytes: 64 * MIB, chunks: 16 });
   });
 
+  test('opens also where the latency alone is longer than is aimed at', () => {
+    expect(settled(1e9, 300).bytes).toBeGreaterThan(8 * MIB);
+    expect(settled(20_000, 300).milliseconds).toBeLessThan(450);
+  });
+
+  test('does not take one chunk that was held up for the latency of the storage', () => {
+    const pace = paceFor({ ...byWindow, chunk: { bytes: 65_536, ranges: 1 } }, 65_536);
+    pace.note(400, 1);
+    for (let i = 0; i < 100; i++) pace.note(30, 1);
+    for (let i = 0; i < 100; i++) pace.note(200, 4);
+    expect(pace.bounds(Infinity, Infinity).bytes).toBe(65_536);
+  });
+
   test('starts with what the route says, and lets a limit cut it', () => {
     const pace = paceFor(byWindow, 65_536);
     expect(pace.bounds(Infinity, Infinity).bytes).toBe(MIB / 4);
