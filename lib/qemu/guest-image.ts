@@ -91,6 +91,7 @@ class GuestImage extends Image {
 
   protected forJob(): JobImage {
     const { disk } = this;
+    const isBacked = () => this.disk.backing.length > 0;
     return {
       path: this.path,
       format: disk.format,
@@ -101,7 +102,10 @@ class GuestImage extends Image {
         path: this.path,
         kind: 'guest',
         abilities: { fallocate: false, unshare: false },
-        backed: disk.backing.length > 0,
+        // A run that drops the backing file looks again at its end.
+        get backed() {
+          return isBacked();
+        },
         subclusters: disk.subclusters,
         unreserved: null,
       },
