@@ -35,11 +35,7 @@ export class NodeExport implements AsyncDisposable {
       await client.execute('block-export-add', {
         type: 'nbd', id, 'node-name': node, name: id, writable: false, 'allocation-depth': true,
       });
-      const nbd = await connectTo(server, id, client.name).catch(async (error: unknown) => {
-        await removeExport(client, id);
-        throw error;
-      });
-      return new NodeExport(client, server, id, nbd);
+      return new NodeExport(client, server, id, await connectTo(server, id, client));
     } catch (error) {
       await server[Symbol.asyncDispose]().catch(() => undefined);
       throw error;
@@ -47,9 +43,8 @@ export class NodeExport implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.nbd.disconnect();
     try {
-      await removeExport(this.client, this.id);
+      await leave(this.client, this.id, this.nbd);
     } finally {
       await this.server[Symbol.asyncDispose]();
     }
@@ -61,17 +56,30 @@ async function checkAbilities(client: QmpClient): Promise<void> {
   if (!has) throw diskErrors.unsupportedHere(client.name, 'this QEMU tells no allocation depth over NBD (5.2 does)');
 }
 
-async function connectTo({ address, uri }: NbdServer, id: string, monitor: string): Promise<NbdClient> {
+async function connectTo({ address, uri }: NbdServer, id: string, client: QmpClient): Promise<NbdClient> {
+  let nbd: NbdClient | undefined;
   try {
-    const nbd = await NbdClient.connect(address, { exportName: id, metaContexts: CONTEXTS });
+    nbd = await NbdClient.connect(address, { exportName: id, metaContexts: CONTEXTS });
     if (nbd.contexts.length === CONTEXTS.length && nbd.flags.cache) return nbd;
-    await nbd.disconnect();
+    throw diskErrors.unsupportedHere(client.name, 'QEMU’s NBD server lacks CACHE, or its meta contexts');
   } catch (error) {
+    await leave(client, id, nbd);
     const refused = error instanceof ThickenError && error.code === 'NBD_REFUSED';
-    if (uri && refused) throw diskErrors.noServer(monitor, error.message);
-    throw error;
+    throw uri && refused ? diskErrors.noServer(client.name, error.message) : error;
   }
-  throw diskErrors.unsupportedHere(monitor, 'QEMU’s NBD server lacks CACHE, or its meta contexts');
+}
+
+/**
+ * The export goes first, and so QEMU closes the connection, in its main thread. One that we close
+ * is noticed in the thread of the disk: with an iothread, QEMU ends there by an assertion (7.2.22,
+ * nbd_blockdev_client_closed).
+ */
+async function leave(client: QmpClient, id: string, nbd: NbdClient | undefined): Promise<void> {
+  try {
+    await removeExport(client, id);
+  } finally {
+    await nbd?.disconnect();
+  }
 }
 
 /** Hard: a client that has not said goodbye does not hold it up. */
