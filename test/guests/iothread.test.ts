@@ -6,7 +6,7 @@ import { cli } from '../support/processes.js';
 import { scratchPath } from '../support/scratch.js';
 import { allocate, cliJson, expectChecked, MiB, overlayOf, shutDown, withGuest } from './helpers.js';
 
-const SIZE = 16 * MiB;
+const SIZE = 64 * MiB;
 
 describe.runIf(withGuest)('a disk with an iothread', () => {
   it('outlives every command', async () => {
@@ -18,10 +18,10 @@ describe.runIf(withGuest)('a disk with an iothread', () => {
       extraArgs: ['-object', 'iothread,id=io'],
     });
     await guest.base(base);
-    await guest.command('churn 1 2');
     const disk = ['--qmp', guest.qmpSocket, '--device', 'vda'];
     for (const command of ['info', 'map']) expect((await cliJson([command, ...disk])).status).toBe(0);
     expect((await cli(['verify', ...disk, '--preallocation', 'metadata'])).status).toBe(3);
+    await guest.command('churn 1 2');
     for (const options of [['--dry-run'], ['--length', '4M'], [], ['--drop-backing']]) {
       await allocate(guest.qmpSocket, 'vda', ...options);
     }
