@@ -92,6 +92,23 @@ describe.runIf(withQemu)('--drop-backing', () => {
     await expectContent(file, 'qcow2', before);
   });
 
+  it('takes one stream', async () => {
+    const file = await overlay();
+    const spare = scratchPath('spare-qmp');
+    const monitor = ['-qmp', `unix:${spare},server=on,wait=off`];
+    await using machine = await startMachine([...monitor, ...diskArgs('disk', 'qcow2', file)]);
+    const created: string[] = [];
+    await atMonitor(spare, async (client) => {
+      client.listen(({ name, data }) => {
+        if (name === 'JOB_STATUS_CHANGE' && data['status'] === 'created') created.push(String(data['id']));
+      });
+      await allocate(machine.qmp, 'disk', '--drop-backing', ...MAPPED);
+      await client.execute('query-jobs');
+    });
+    expect(created).toHaveLength(1);
+    await machine.quit();
+  });
+
   it('drops what a populated image no longer needs', async () => {
     const file = await overlay();
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));

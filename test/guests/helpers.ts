@@ -203,6 +203,8 @@ export async function besideWrites(
   work: () => Promise<unknown>,
   where = '',
 ): Promise<Latencies> {
+  // What the machine alone does to them, for comparison.
+  if (soak) print('nothing', (await guest.ask(`latency 5 ${where}`.trim())) as Latencies);
   let over = false;
   const writing = guest.ask(`latency ${seconds} ${where}`.trim()).finally(() => (over = true));
   writing.catch(() => undefined);
@@ -211,10 +213,13 @@ export async function besideWrites(
   const took = ((performance.now() - began) / 1000).toFixed(1);
   expect(over, `${what} outlasted the guest's ${seconds} s of writing`).toBe(false);
   const latencies = (await writing) as Latencies;
-  const { count, p50, p99, max } = latencies;
-  process.stderr.write(`beside ${what} (${took} s): ${count} writes, p50 ${p50} µs, p99 ${p99} µs, longest ${max} µs\n`);
+  print(`${what} (${took} s)`, latencies);
   expect(latencies).toMatchObject({ failed: 0 });
-  expect(count).toBeGreaterThan(0);
-  if (soak) expect(max, `longest write beside ${what}`).toBeLessThan(LONGEST_WRITE_US);
+  expect(latencies.count).toBeGreaterThan(0);
+  if (soak) expect(latencies.max, `longest write beside ${what}`).toBeLessThan(LONGEST_WRITE_US);
   return latencies;
+}
+
+function print(what: string, { count, p50, p99, max }: Latencies): void {
+  process.stderr.write(`beside ${what}: ${count} writes, p50 ${p50} µs, p99 ${p99} µs, longest ${max} µs\n`);
 }
