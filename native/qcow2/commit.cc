@@ -151,7 +151,12 @@ Outcome Allocator::releaseOldTables(Chunk* chunk) {
   bool any = false;
   for (const ChunkTable& table : chunk->tables()) {
     if (!table.changed || table.owned || table.oldCluster == 0 || !outcome.ok()) continue;
-    outcome = lower(table.oldCluster, 1);
+    const std::vector<Excess>& known = survey_.flagless;
+    const auto found = std::lower_bound(
+        known.begin(), known.end(), table.oldCluster,
+        [](const Excess& excess, uint64_t cluster) { return excess.cluster < cluster; });
+    const bool isKnown = found != known.end() && found->cluster == table.oldCluster;
+    outcome = lower(table.oldCluster, isKnown ? 1 + found->surplus : 1);
     any = true;
   }
   return any && outcome.ok() ? counts_.writeBlocks() : outcome;

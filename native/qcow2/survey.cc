@@ -91,7 +91,11 @@ class Comparison {
                               bytesOf(image_, cluster));
     if (count == references || references == kManyReferences || !image_.header.allKnown) return {};
     // Brought down to one, the entry that remains would need its flag.
-    if (references == 1 && (mark & kActive) != 0) return {};
+    if (references == 1 && (mark & kActive) != 0) {
+      if (survey_->flagless.size() < kMostListed)
+        survey_->flagless.push_back(Excess{cluster, count - references});
+      return {};
+    }
     list(cluster, count, references);
     return {};
   }

@@ -20,9 +20,12 @@ struct Excess {
 struct Survey {
   std::vector<ClusterRun> leaks;  ///< counted once, used by nothing; ascending
   std::vector<Excess> excess;     ///< other counts that are too high
-  uint64_t leaked = 0;            ///< clusters that lists had no room for
-  uint64_t counted = 0;           ///< clusters with a count
-  uint64_t end = 0;               ///< behind the last cluster with a count
+  /// Those that can't be put right, as the one entry that refers to the cluster would need its
+  /// flag; ascending. A copy of the table frees it of that.
+  std::vector<Excess> flagless;
+  uint64_t leaked = 0;   ///< clusters that lists had no room for
+  uint64_t counted = 0;  ///< clusters with a count
+  uint64_t end = 0;      ///< behind the last cluster with a count
   bool cancelled = false;
 };
 
