@@ -1,16 +1,28 @@
 /** Disks of a running QEMU: `--only populate,slow,guest,gaps` picks. */
+import { execFileSync } from 'node:child_process';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { program } from './lib/build.mjs';
 import { startNbdkit, startQemu } from './lib/daemons.mjs';
+import { buildGuests } from './lib/guests.mjs';
 import { options } from './lib/options.mjs';
-import { asynchronousIo, fileNode, makeOverlay, makeTemplate, mustBePopulated, nbdNode, overlayNode } from './lib/overlay.mjs';
+import {
+  asynchronousIo,
+  fileNode,
+  makeOverlay,
+  makeTemplate,
+  mustBePopulated,
+  overlayNode,
+} from './lib/overlay.mjs';
 import { measure } from './lib/report.mjs';
 import { withFilesystem } from './lib/storage.mjs';
+import { median } from './lib/trials.mjs';
 
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
 const node = process.execPath;
 
-const parts = { populate, slow };
+const parts = { populate, slow, guest, gaps };
 
 for (const [name, part] of Object.entries(parts)) {
   if (options.only === undefined || options.only.includes(name)) await part();
@@ -47,13 +59,76 @@ function slow() {
       await measure({
         name: 'live-slow-template',
         title: `populate: ${size / GiB} GiB from a template 5 ms away, in a running QEMU`,
-        rivals: [...liveRivals(far, nbdNode(nbdkit.socket)), rebase(far)],
+        rivals: [...liveRivals(far), rebase(far)],
         limits: [{ subject: 'thicken library', against: 'block-stream', atMost: 1 / 0.9 }],
       });
     } finally {
       await nbdkit.stop();
     }
   });
+}
+
+/** Guest writes all over an image that is being populated: most of them wait for the template too. */
+function guest() {
+  buildGuests();
+  // More than can be copied at 20 MB/s while the guest is measured.
+  const size = 256 * MiB;
+  return withTemplate(size, async (setting) => {
+    const { image, folder, template } = setting;
+    const nbdkit = startNbdkit(folder, template, 'rate', ['rate=160M']);
+    const before = () => makeOverlay(image, `nbd+unix:///?socket=${nbdkit.socket}`, size);
+    try {
+      before();
+      const disk = overlayNode(image);
+      await measureGuest({
+        name: 'live-guest-populate',
+        title: 'p99 of a guest’s 4 KiB writes over a template at 20 MB/s',
+        rivals: guestRivals(disk, 6, { idle: 'idle', populate: 'thicken populate', stream: 'block-stream' }, before),
+      });
+    } finally {
+      await nbdkit.stop();
+    }
+  });
+}
+
+/** Guest writes to a raw image with holes, while they are filled. */
+function gaps() {
+  buildGuests();
+  const count = options.quick ? 10_000 : 100_000;
+  return withFilesystem('ext4', 2 * GiB, async (folder) => {
+    const file = join(folder, 'disk.raw');
+    const before = () => {
+      rmSync(file, { force: true });
+      execFileSync(program('make-fragmented'), [file, String(count), '4096', '4096']);
+      execFileSync('sync');
+    };
+    before();
+    const disk = { driver: 'raw', file: fileNode(file), size: String(count * 8192) };
+    const names = { idle: 'idle', falloc: 'thicken falloc', fallocate: 'fallocate(1)' };
+    await measureGuest({
+      name: 'live-guest-falloc',
+      title: `p99 of a guest’s 4 KiB writes while ${count} gaps are filled, ext4`,
+      rivals: guestRivals(disk, 3, names, before),
+    });
+  });
+}
+
+function guestRivals(disk, seconds, names, before) {
+  return Object.entries(names).map(([mode, name]) => ({
+    name,
+    command: node,
+    args: ['bench/trials/guest-latency.mjs', mode, JSON.stringify(disk), String(seconds)],
+    reports: true,
+    before,
+  }));
+}
+
+async function measureGuest(benchmark) {
+  const results = await measure(benchmark);
+  for (const { name, samples } of results) {
+    const [p50, p99, max] = ['p50', 'p99', 'max'].map((key) => median(samples.map((sample) => sample[key])) / 1000);
+    console.log(`${name}: p50 ${p50.toFixed(2)} ms, p99 ${p99.toFixed(2)} ms, max ${max.toFixed(2)} ms`);
+  }
 }
 
 function withTemplate(size, body) {

@@ -34,23 +34,22 @@ export function mustBePopulated(path, size) {
   if (mapped !== size) throw new Error(`${path}: only ${mapped} of ${size} bytes are populated`);
 }
 
-/** The node `disk` of an overlay, past the page cache, over the node of its template. */
+/**
+ * The node `disk` of an overlay, past the page cache. `template` is the node below; without it, it
+ * is what the image names, since QEMU refuses another server than that.
+ */
 export function overlayNode(path, template) {
   return {
     driver: 'qcow2',
     'node-name': 'disk',
     cache: { direct: true },
     file: fileNode(path),
-    backing: { driver: 'raw', cache: { direct: true }, file: template },
+    backing: { driver: 'raw', cache: { direct: true }, ...(template && { file: template }) },
   };
 }
 
 export function fileNode(filename) {
   return { driver: 'file', filename, aio: asynchronousIo(filename), cache: { direct: true } };
-}
-
-export function nbdNode(socket) {
-  return { driver: 'nbd', server: { type: 'unix', path: socket } };
 }
 
 let known;

@@ -42,6 +42,7 @@ const tools = {
   bench: {
     ...build,
     ...storage,
+    gcc: 'gcc',
     nbdkit: 'nbdkit',
     'qemu-system-x86_64': 'qemu-system-x86',
     'qemu-io': 'qemu-utils',
