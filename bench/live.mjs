@@ -53,7 +53,7 @@ function populate() {
 function slow() {
   const size = options.quick ? 128 * MiB : GiB;
   return withTemplate(size, async (setting) => {
-    const nbdkit = startNbdkit(setting.folder, setting.template, 'delay', ['rdelay=5ms']);
+    const nbdkit = await startNbdkit(setting.folder, setting.template, 'delay', ['rdelay=5ms']);
     try {
       const far = { ...setting, backing: `nbd+unix:///?socket=${nbdkit.socket}` };
       await measure({
@@ -75,7 +75,7 @@ function guest() {
   const size = 256 * MiB;
   return withTemplate(size, async (setting) => {
     const { image, folder, template } = setting;
-    const nbdkit = startNbdkit(folder, template, 'rate', ['rate=160M']);
+    const nbdkit = await startNbdkit(folder, template, 'rate', ['rate=160M']);
     const before = () => makeOverlay(image, `nbd+unix:///?socket=${nbdkit.socket}`, size);
     try {
       before();
@@ -145,9 +145,9 @@ function liveRivals(setting, template) {
   const { folder, image, backing, size } = setting;
   let qemu;
   const around = {
-    before() {
+    async before() {
       makeOverlay(image, backing, size);
-      qemu = startQemu(folder, overlayNode(image, template));
+      qemu = await startQemu(folder, overlayNode(image, template));
     },
     async after() {
       await qemu.stop();

@@ -1,13 +1,19 @@
 /** Programs that go to the background once they are ready, and are ended by us. */
 import { execFileSync } from 'node:child_process';
-import { readFileSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** Runs a command that writes its pid to `pidfile`, and returns when it serves. */
-function startDaemon(command, args, pidfile) {
+/** Runs a command that goes to the background and writes its pid to `pidfile`. */
+async function startDaemon(command, args, pidfile) {
+  rmSync(pidfile, { force: true });
   execFileSync(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
-  const pid = Number(readFileSync(pidfile, 'utf8'));
+  let pid = 0;
+  // nbdkit writes it after its parent has ended.
+  for (const deadline = Date.now() + 10_000; pid === 0; await sleep(10)) {
+    if (Date.now() > deadline) throw new Error(`${command} wrote no ${pidfile}`);
+    pid = existsSync(pidfile) ? Number(readFileSync(pidfile, 'utf8')) : 0;
+  }
   const kill = () => process.kill(pid, 'SIGKILL');
   // Before the file system is taken away, which was asked for first.
   process.prependOnceListener('exit', kill);
@@ -18,7 +24,6 @@ function startDaemon(command, args, pidfile) {
       // QEMU and nbdkit both end in order on SIGTERM: the image is flushed and closed.
       process.kill(pid, 'SIGTERM');
       while (isRunning(pid)) await sleep(10);
-      rmSync(pidfile, { force: true });
     },
   };
 }
@@ -38,9 +43,9 @@ function isRunning(pid) {
  * @param {string} folder for its sockets
  * @param {object} node
  */
-export function startQemu(folder, node) {
+export async function startQemu(folder, node) {
   const [qmp, pidfile] = [join(folder, 'qmp'), join(folder, 'qemu.pid')];
-  const daemon = startDaemon(
+  const daemon = await startDaemon(
     'qemu-system-x86_64',
     [
       ...['-S', '-display', 'none', '-nodefaults', '-machine', 'q35,accel=tcg', '-m', '64'],
@@ -53,10 +58,10 @@ export function startQemu(folder, node) {
 }
 
 /** nbdkit serving a file through a filter; `args` are the filter's. */
-export function startNbdkit(folder, file, filter, args) {
+export async function startNbdkit(folder, file, filter, args) {
   const [socket, pidfile] = [join(folder, 'nbdkit'), join(folder, 'nbdkit.pid')];
   rmSync(socket, { force: true });
-  const daemon = startDaemon(
+  const daemon = await startDaemon(
     'nbdkit',
     ['--readonly', '-U', socket, '-P', pidfile, `--filter=${filter}`, 'file', file, ...args],
     pidfile,

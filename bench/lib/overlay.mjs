@@ -44,7 +44,7 @@ export function overlayNode(path, template) {
     'node-name': 'disk',
     cache: { direct: true },
     file: fileNode(path),
-    backing: { driver: 'raw', cache: { direct: true }, ...(template && { file: template }) },
+    ...(template && { backing: { driver: 'raw', cache: { direct: true }, file: template } }),
   };
 }
 
