@@ -103,7 +103,7 @@ function gaps() {
       execFileSync('sync');
     };
     before();
-    const disk = { driver: 'raw', file: fileNode(file), size: String(count * 8192) };
+    const disk = { driver: 'raw', file: fileNode(file) };
     const names = { idle: 'idle', falloc: 'thicken falloc', fallocate: 'fallocate(1)' };
     await measureGuest({
       name: 'live-guest-falloc',
