@@ -19,5 +19,5 @@ export const options = {
   check: values.check,
   rivalsOnly: values['rivals-only'],
   only: values.only?.split(','),
-  trials: Number(values.trials ?? (values.quick ? 2 : 5)),
+  trials: Number(values.trials ?? (values.quick ? 3 : 5)),
 };
