@@ -14,7 +14,8 @@ async function startDaemon(command, args, pidfile) {
     if (Date.now() > deadline) throw new Error(`${command} wrote no ${pidfile}`);
     pid = existsSync(pidfile) ? Number(readFileSync(pidfile, 'utf8')) : 0;
   }
-  const kill = () => process.kill(pid, 'SIGKILL');
+  // What throws on the way out would keep the rest from being cleaned up.
+  const kill = () => isRunning(pid) && process.kill(pid, 'SIGKILL');
   // Before the file system is taken away, which was asked for first.
   process.prependOnceListener('exit', kill);
   return {

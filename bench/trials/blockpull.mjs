@@ -1,16 +1,14 @@
 /** `virsh blockpull`, timed from the command to its end, on a domain that never runs. */
-import { execFileSync, spawn } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { spawn } from 'node:child_process';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-const [, , image, aio] = process.argv;
-// A short path: libvirt puts sockets below it.
-const folder = mkdtempSync(join(tmpdir(), 'virsh-'));
+/** `IMAGE AIO FOLDER`: the caller ends what is left in the folder, and removes it. */
+const [, , image, aio, folder] = process.argv;
 const name = 'bench';
 
 // The driver runs in virsh itself, in a folder of its own: no daemon, no domain of this machine's.
-mkdirSync(join(folder, 'etc'));
+mkdirSync(join(folder, 'etc'), { recursive: true });
 writeFileSync(
   join(folder, 'etc/qemu.conf'),
   [
@@ -67,17 +65,5 @@ try {
   await ended;
   console.log(JSON.stringify({ seconds }));
 } finally {
-  endDomain();
   virsh.kill();
-  rmSync(folder, { recursive: true, force: true });
-}
-
-/** Of a trial that failed; QEMU is a child of nobody. */
-function endDomain() {
-  try {
-    const pid = readFileSync(join(folder, `run/qemu/${name}.pid`), 'utf8').trim();
-    execFileSync('kill', ['-9', pid], { stdio: 'ignore' });
-  } catch {
-    // It has ended as it should.
-  }
 }
