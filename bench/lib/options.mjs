@@ -6,16 +6,18 @@ const { values } = parseArgs({
     check: { type: 'boolean', default: false },
     'rivals-only': { type: 'boolean', default: false },
     trials: { type: 'string' },
+    only: { type: 'string' },
   },
 });
 
 /**
  * --quick: a small slice, its results kept apart. --check: exit 1 if a limit is missed.
- * --rivals-only: without thicken, to try the rest.
+ * --rivals-only: without thicken, to try the rest. --only: some of a file's benchmarks, by name.
  */
 export const options = {
   quick: values.quick,
   check: values.check,
   rivalsOnly: values['rivals-only'],
-  trials: Number(values.trials ?? (values.quick ? 2 : 5)),
+  only: values.only?.split(','),
+  trials: Number(values.trials ?? (values.quick ? 3 : 5)),
 };

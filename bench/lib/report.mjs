@@ -31,6 +31,7 @@ export async function measure({ name, title, rivals, limits = [], notes = [], tr
   writeFileSync(join(folder, `${slice}${name}.svg`), chart(title, results));
   print(title, results, verdicts, notes);
   if (options.check && verdicts.some(({ met }) => !met)) process.exitCode = 1;
+  return results;
 }
 
 function print(title, results, verdicts, notes) {

@@ -26,7 +26,7 @@ export function setupLocked(mode) {
 }
 
 function productsFor(mode) {
-  return mode === 'test' ? [...products, guestParts] : products;
+  return mode === 'test' || mode === 'bench' ? [...products, guestParts] : products;
 }
 
 function isReady(mode) {

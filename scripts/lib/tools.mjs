@@ -39,7 +39,16 @@ const tools = {
     nbdinfo: 'libnbd-bin',
     openssl: 'openssl',
   },
-  bench: { ...build, ...storage },
+  bench: {
+    ...build,
+    ...storage,
+    gcc: 'gcc',
+    nbdkit: 'nbdkit',
+    'qemu-system-x86_64': 'qemu-system-x86',
+    'qemu-io': 'qemu-utils',
+    // The second brings the driver, the third the user that libvirt wants to find.
+    virsh: 'libvirt-clients libvirt-daemon-driver-qemu libvirt-daemon-system',
+  },
   // Another version formats differently.
   lint: { ...build, 'clang-format-14': 'clang-format-14' },
 };
