@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { program } from './lib/build.mjs';
-import { options } from './lib/options.mjs';
+import { isWanted, options } from './lib/options.mjs';
 import { measure } from './lib/report.mjs';
 import { withFilesystem } from './lib/storage.mjs';
 
@@ -43,6 +43,8 @@ for (const type of ['ext4', 'xfs']) {
 }
 
 async function fill(type, folder, shape, level) {
+  const name = `fill-${type}-${shape.name}-${level}`;
+  if (!isWanted(name)) return;
   const file = join(folder, 'file');
   const copy = join(folder, 'copy');
   const remake = () => {
@@ -51,7 +53,7 @@ async function fill(type, folder, shape, level) {
   };
   const rivals = level === 'falloc' ? fallocRivals(file, copy) : fullRivals(file, copy, shape);
   await measure({
-    name: `fill-${type}-${shape.name}-${level}`,
+    name,
     title: `${level}: filling the holes of ${size / GiB} GiB (${shape.title}), ${type}`,
     rivals: rivals.map((rival) => ({
       ...rival,

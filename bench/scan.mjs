@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { program } from './lib/build.mjs';
-import { options } from './lib/options.mjs';
+import { isWanted, options } from './lib/options.mjs';
 import { measure } from './lib/report.mjs';
 import { withFilesystem } from './lib/storage.mjs';
 
@@ -22,7 +22,7 @@ const shapes = options.quick
 
 for (const type of ['ext4', 'xfs']) {
   await withFilesystem(type, options.quick ? GiB : 6 * GiB, async (folder) => {
-    for (const shape of shapes) {
+    for (const shape of shapes.filter(({ name }) => isWanted(`scan-${type}-${name}`))) {
       const file = join(folder, 'file');
       shape.make(file);
       await measure({

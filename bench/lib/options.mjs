@@ -21,3 +21,8 @@ export const options = {
   only: values.only?.split(','),
   trials: Number(values.trials ?? (values.quick ? 3 : 5)),
 };
+
+/** Whether --only asks for a benchmark: one of its words is part of the name. */
+export function isWanted(name) {
+  return options.only === undefined || options.only.some((word) => name.includes(word));
+}
