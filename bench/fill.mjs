@@ -16,10 +16,9 @@ const shapes = [
 ];
 
 const limits = {
-  falloc: [
-    { subject: 'thicken library', against: 'C loop', atMost: 1.25 },
-    { subject: 'thicken library', against: 'C loop, fsync', atMost: 1.25 },
-  ],
+  falloc: ['thicken library', 'thicken library, warm'].flatMap((subject) =>
+    ['C loop', 'C loop, fsync'].map((against) => ({ subject, against, atMost: 1.25 })),
+  ),
   full: ['C loop, O_DIRECT, fsync', 'dd per hole'].map((against) => ({
     subject: 'thicken library',
     against,
@@ -87,6 +86,7 @@ function thicken(file, level) {
   const args = ['allocate', file, '--format', 'raw', '--preallocation', level, '--progress', 'none'];
   return [
     { name: 'thicken library', command: node, args: ['bench/trials/fill.mjs', file, level], reports: true },
+    { name: 'thicken library, warm', command: node, args: ['bench/trials/fill.mjs', file, level, 'warm'], reports: true },
     { name: 'thicken command line', command: node, args: ['dist/cli/main.js', ...args] },
   ];
 }

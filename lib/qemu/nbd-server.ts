@@ -1,17 +1,16 @@
 /** QEMU's NBD server: started for us where none runs, and ended by us only if it is ours. */
 import { constants } from 'node:fs';
 import { chmod, chown, lstat, mkdtemp, open, readdir, readFile, rename, rmdir, unlink } from 'node:fs/promises';
-import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ThickenError } from '../errors.js';
-import { native } from '../native.js';
 import type { NbdAddress } from '../nbd/client.js';
 import { parseNbdUri, type NbdUri } from '../nbd/uri.js';
 import { QmpClient } from '../qmp/client.js';
 import { diskErrors } from './errors.js';
+import { isListenedOn, listens } from './listener.js';
 import { giveUp, isAbandoned, ownName } from './owner.js';
 
 const SOCKET = 'nbd.sock';
@@ -105,15 +104,15 @@ class OwnServer implements NbdServer {
 
   async outlive(): Promise<void> {
     for (let looks = 0; looks < LAST_LOOKS; looks++) {
-      if ((await listenerOf(this.address.socketPath)) === null) break;
+      if (!(await isListenedOn(this.address.socketPath))) break;
       await sleep(LOOK_MS);
     }
     await removeFolder(this.folder);
   }
 
-  /** Somebody may have put a server of theirs in the place of ours. */
+  /** Somebody may have put a server of theirs in the place of ours; then QEMU removed our socket. */
   private async runs(): Promise<boolean> {
-    if ((await listenerOf(this.address.socketPath)) !== null) return true;
+    if (await exists(this.address.socketPath)) return true;
     // A socket that never was to be seen from here was made where QEMU sees other folders.
     return this.started && !this.visible;
   }
@@ -169,7 +168,7 @@ export function isGone(error: unknown): boolean {
  */
 async function removeFolder(folder: string): Promise<void> {
   const socket = join(folder, SOCKET);
-  if ((await listenerOf(socket)) !== null) return giveUp(folder);
+  if (await isListenedOn(socket)) return giveUp(folder);
   await unlink(socket).catch(() => undefined);
   await rmdir(folder).catch(() => undefined);
 }
@@ -178,14 +177,31 @@ async function removeFolder(folder: string): Promise<void> {
 async function endAbandonedServers(client: QmpClient): Promise<void> {
   const names = await readdir(tmpdir()).catch(() => []);
   for (const name of names.filter(isAbandoned)) {
-    const listener = await listenerOf(join(tmpdir(), name, SOCKET));
+    const socket = join(tmpdir(), name, SOCKET);
+    const pid = client.peerPid();
+    const runs = await isListenedOn(socket);
     // Another QEMU's, and so for a run on that one.
-    if (listener !== null && listener !== client.peerPid()) continue;
+    if (runs && (pid === null || !(await listens(pid, socket)))) continue;
     const folder = await claim(name);
     if (folder === null) continue;
-    if (listener !== null) await client.execute('nbd-server-stop').catch(() => undefined);
-    await removeFolder(folder);
+    if (!runs || (await stopServer(client))) await removeFolder(folder);
+    // By its name the next run finds the server.
+    else await rename(folder, join(tmpdir(), name)).catch(() => undefined);
   }
+}
+
+function stopServer(client: QmpClient): Promise<boolean> {
+  return client.execute('nbd-server-stop').then(
+    () => true,
+    (error: unknown) => isNotRunning(error),
+  );
+}
+
+function exists(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 /** Of two runs that find the same folder one gets it: the other would stop the server of the first. */
@@ -199,22 +215,4 @@ async function claim(name: string): Promise<string | null> {
   } catch {
     return null;
   }
-}
-
-/** The process that listens on a socket; null: none. */
-function listenerOf(path: string): Promise<number | null> {
-  return new Promise((resolve) => {
-    const socket = connect({ path });
-    const end = (pid: number | null) => {
-      socket.destroy();
-      resolve(pid);
-    };
-    socket.once('error', () => end(null));
-    socket.once('connect', () => end(peerOf(socket)));
-  });
-}
-
-function peerOf(socket: object): number | null {
-  const fd = (socket as { _handle?: { fd?: number } })._handle?.fd;
-  return typeof fd === 'number' && fd >= 0 ? native().peerCredentials(fd).pid || null : null;
 }

@@ -32,7 +32,7 @@ const LAYERS = [
   ['exclusive', 'extent-source'],
   ['liveness'],
   ['file-hold', 'device-hold'],
-  ['qemu/errors', 'qemu/graph', 'qemu/owner'],
+  ['qemu/errors', 'qemu/graph', 'qemu/owner', 'qemu/listener'],
   ['qemu/disks', 'qemu/nbd-server', 'qemu/nbd-extents'],
   ['qemu/node-export', 'qemu/host-file', 'qemu/iothread'],
   ['routes/route'],
