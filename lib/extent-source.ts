@@ -29,6 +29,11 @@ export interface ExtentSource extends AsyncDisposable {
   pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined>;
 }
 
+/** SEEK_HOLE takes reserved extents for holes. */
+export function tellsReserved(source: ExtentSource): boolean {
+  return source.method !== null && source.method !== 'seek';
+}
+
 /** Extents of a regular file: by the best method that the file system answers. */
 export class FileExtents implements ExtentSource {
   method: ExtentMethod;

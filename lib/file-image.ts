@@ -4,7 +4,13 @@ import { promisify } from 'node:util';
 import type { Descriptor } from './descriptor.js';
 import { errors, rangeError } from './errors.js';
 import { deviceUse, fileUse } from './exclusive.js';
-import { FileExtents, LoopExtents, UnknownExtents, type ExtentSource } from './extent-source.js';
+import {
+  FileExtents,
+  LoopExtents,
+  tellsReserved,
+  UnknownExtents,
+  type ExtentSource,
+} from './extent-source.js';
 import { readFilesystem } from './filesystem.js';
 import { formatOf, PROBE_LENGTH, requireRaw, type Format } from './format.js';
 import { Image } from './image.js';
@@ -231,11 +237,6 @@ function storageOf({ file, filesystem }: ExtentSource): Storage | null {
 
 function mechanismOf(name: RouteName): Mechanism<RouteContext> {
   return FILE_ROUTES[name as keyof typeof FILE_ROUTES];
-}
-
-/** SEEK_HOLE takes reserved extents for holes. */
-function tellsReserved(source: ExtentSource): boolean {
-  return source.method !== null && source.method !== 'seek';
 }
 
 /** From a qcow2 header (QEMU, docs/interop/qcow2.txt): the size is a big-endian number at 24. */

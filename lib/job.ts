@@ -235,14 +235,20 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
 
   /** Scans, and fills what lost its storage while the run went on: a guest's discard, for one. */
   private async settle(request: PlanRequest): Promise<Plan> {
-    let plan = await this.scan(request);
+    let plan = await this.look(request);
     const { exact } = this.image;
     for (let round = 0; round < MORE_ROUNDS && plan.passes.length > 0; round++) {
       if (!exact || doubtOf(this.image, request.level) !== null) break;
       await this.carryOut(plan, request);
-      plan = await this.scan(request);
+      plan = await this.look(request);
     }
     return plan;
+  }
+
+  /** A scan by what the image is now: a snapshot taken meanwhile changes what must be reserved. */
+  private async look(request: PlanRequest): Promise<Plan> {
+    await this.image.check(this.request);
+    return this.scan(request);
   }
 
   private async finish(
@@ -254,7 +260,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const { image } = this;
     const known = image.exact;
     const changed = carriedOut.passes.length > 0;
-    await image.check(this.request);
+    if (!changed) await image.check(this.request);
     const { survey: after, passes: left } = changed ? await this.settle(request) : before;
     const lacking = after.missing + after.unreserved;
     const verified = known ? lacking === 0 : null;
@@ -278,8 +284,13 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
       seconds: this.seconds(),
       verified,
       guarantee,
-      warnings: warningsOf(image, doubt, verified, after.shared),
+      warnings: [...this.unwatched(), ...warningsOf(image, doubt, verified, after.shared)],
     };
+  }
+
+  private unwatched(): string[] {
+    if (this.request.keepFree === undefined || this.image.storage) return [];
+    return ['what is free can’t be seen from here: nothing was held back to keep free space'];
   }
 
   private done(scope: Scope, plan: Plan): AllocationDone {

@@ -39,7 +39,7 @@ export interface PassRequest {
 export async function runPass(request: PassRequest, control: PassControl): Promise<void> {
   const session = await request.route.open();
   try {
-    if (session.runWhole) return await session.runWhole(control);
+    if (session.runWhole) return await session.runWhole(control, bytesOf(request.known ?? []));
     const chunks = new Chunks(request, session, control, await control.live());
     try {
       await chunks.runAll();

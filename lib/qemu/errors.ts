@@ -55,6 +55,14 @@ export const diskErrors = {
       { path, cause },
     ),
 
+  stillServed: (path: string, id: string) =>
+    build(
+      'NBD_BUSY',
+      `the export ${JSON.stringify(printable(id))} of a run that was cut short waits for the storage below the disk`,
+      'see to the backing file’s storage or server, and run it again',
+      { path },
+    ),
+
   unsupportedHere: (path: string, what: string) =>
     build('UNSUPPORTED', what, 'allocate the disk at rest, or update QEMU', { path }),
 

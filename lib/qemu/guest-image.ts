@@ -59,7 +59,10 @@ async function openReserve(client: QmpClient, disk: GuestDisk): Promise<Host> {
   if (disk.format !== 'qcow2') return [null, `what a ${disk.format} image may grow to is not known`];
   if (disk.protocol !== null && disk.protocol !== 'file') return [null, `it lies on ${disk.protocol}`];
   if (disk.image['format-specific']?.data['data-file']) return [null, 'its data lies in another file'];
-  return [await HostReserve.open(await openHostFile(client, disk)), null];
+  const reserve = await HostReserve.open(await openHostFile(client, disk));
+  if (reserve.tells) return [reserve, null];
+  await reserve.close();
+  return [null, 'the file system can’t tell reserved from missing'];
 }
 
 function asReason(error: unknown): Host {
@@ -243,10 +246,10 @@ class GuestImage extends Image {
 
   protected async release(): Promise<void> {
     try {
-      await this.host?.close();
       await this.added[Symbol.asyncDispose]();
     } finally {
       await this.client.close();
+      await this.host?.close();
     }
   }
 }

@@ -1,7 +1,7 @@
 /** Host blocks held ready for what a guest may still write to its qcow2 image. */
 import type { Descriptor } from '../descriptor.js';
 import { HOLE, UNKNOWN } from '../extent.js';
-import { FileExtents } from '../extent-source.js';
+import { FileExtents, tellsReserved } from '../extent-source.js';
 import { readFilesystem, type Filesystem } from '../filesystem.js';
 import { native } from '../native.js';
 import type { ByteRange } from '../types.js';
@@ -32,6 +32,11 @@ export class HostReserve {
       await file.close();
       throw error;
     }
+  }
+
+  /** Whether what is reserved can be told from what is missing. */
+  get tells(): boolean {
+    return tellsReserved(this.extents);
   }
 
   /**

@@ -12,9 +12,10 @@ import { giveUp, isAbandoned, ownName } from './owner.js';
 const CONTEXTS = [BASE_ALLOCATION, ALLOCATION_DEPTH];
 /**
  * QEMU closes an export in the background, once its requests have ended, which a slow template holds
- * up. To stop the server before that would hold up QEMU's main loop (nbd_server_free).
+ * up. To stop the server before that would hold up QEMU's main loop (nbd_server_free), and with it
+ * the guest: an export that does not go in this time stays, and so does the server.
  */
-const LOOKS = 1500;
+const LOOKS = 500;
 const LOOK_MS = 20;
 
 export class NodeExport implements AsyncDisposable {
@@ -60,19 +61,24 @@ async function takeAway(
   id: string,
   nbd?: NbdClient,
 ): Promise<void> {
-  const reached = await withMonitor(client, async (monitor) => {
-    try {
+  let gone = false;
+  let reached = false;
+  try {
+    reached = await withMonitor(client, async (monitor) => {
       // Whoever started a job lost sight of it with the connection.
       if (monitor !== client) await cancelJobs(monitor, (job) => job === id);
-      await removeExport(monitor, id);
-    } finally {
+      gone = await removeExport(monitor, id);
+      if (!gone) return;
       await nbd?.disconnect();
       await server.end(monitor);
+    });
+  } finally {
+    nbd?.destroy();
+    if (!gone || !reached) {
+      giveUp(id);
+      await server.outlive();
     }
-  });
-  if (reached) return;
-  giveUp(id);
-  await server.outlive();
+  }
 }
 
 async function checkAbilities(client: QmpClient): Promise<void> {
@@ -95,26 +101,37 @@ async function connectTo({ address, uri }: NbdServer, id: string, monitor: strin
   throw diskErrors.unsupportedHere(monitor, 'QEMU’s NBD server lacks CACHE, or its meta contexts');
 }
 
-/** Hard: a client that has not said goodbye does not hold it up. */
-async function removeExport(client: QmpClient, id: string): Promise<void> {
+/** Whether it is gone. Hard: a client that has not said goodbye does not hold it up. */
+async function removeExport(client: QmpClient, id: string): Promise<boolean> {
   try {
-    await client.execute('block-export-del', { id, mode: 'hard' });
+    await client.execute('block-export-del', { id, mode: 'hard' }).catch((error: unknown) => {
+      // Somebody else removes it, or has; the look tells.
+      if (!isRefusal(error)) throw error;
+    });
     for (let i = 0; i < LOOKS; i++) {
       const left = await client.execute('query-block-exports');
-      if (!left.some((entry) => entry.id === id)) return;
+      if (!left.some((entry) => entry.id === id)) return true;
       await sleep(LOOK_MS);
     }
+    return false;
   } catch (error) {
-    // It goes with its node, or with QEMU.
-    if (!isGone(error)) throw error;
+    // It goes with QEMU.
+    if (isGone(error)) return true;
+    throw error;
   }
+}
+
+function isRefusal(error: unknown): boolean {
+  return error instanceof ThickenError && error.code === 'QMP_COMMAND';
 }
 
 /** What a killed run left. */
 export async function removeAbandoned(client: QmpClient): Promise<void> {
   await cancelJobs(client, isAbandoned);
   const exports = await client.execute('query-block-exports');
-  for (const { id } of exports) if (isAbandoned(id)) await removeExport(client, id);
+  for (const { id } of exports.filter((entry) => isAbandoned(entry.id))) {
+    if (!(await removeExport(client, id))) throw diskErrors.stillServed(client.name, id);
+  }
   const nodes = await client.execute('query-named-block-nodes', { flat: true });
   for (const { 'node-name': name = '' } of nodes) {
     if (isAbandoned(name)) await client.execute('blockdev-del', { 'node-name': name }).catch(() => undefined);

@@ -63,10 +63,13 @@ export async function flush({ client, nbd }: GuestContext): Promise<void> {
   });
 }
 
-/** What was done in spite of the failure still counts. */
+/**
+ * What was done in spite of the failure still counts. An error of its own for each chunk: a lost
+ * connection rejects all of them with one.
+ */
 function withPartial(reason: unknown, partial: Work): unknown {
-  if (reason instanceof ThickenError) Object.assign(reason, { cause: { partial, cause: reason.cause } });
-  return reason;
+  if (!(reason instanceof ThickenError)) return reason;
+  return new ThickenError(reason.code, reason.message, { ...reason, cause: { partial, cause: reason } });
 }
 
 /** Chunks start small: one of 32 MiB over a slow template held a guest's write up for 5 s. */

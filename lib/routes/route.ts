@@ -60,8 +60,11 @@ export interface RouteSession extends AsyncDisposable {
   run(ranges: Float64Array, cancel: CancelFlag): Promise<Work>;
   /** Makes what was done durable. */
   sync(): Promise<void>;
-  /** Instead of `run`, where the route takes the whole image, and goes at a pace of its own. */
-  runWhole?(control: WholeControl): Promise<void>;
+  /**
+   * Instead of `run`, where the route takes the whole image, and goes at a pace of its own; `bytes`
+   * of it are missing.
+   */
+  runWhole?(control: WholeControl, bytes: number): Promise<void>;
 }
 
 export interface WholeControl {

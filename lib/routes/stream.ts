@@ -15,7 +15,7 @@ class StreamSession implements RouteSession {
     throw new Error('a stream takes the whole disk');
   }
 
-  async runWhole(control: WholeControl): Promise<void> {
+  async runWhole(control: WholeControl, bytes: number): Promise<void> {
     const { client, node, nbd } = this.context;
     const { speed } = control.limits();
     await using job = await startStream(
@@ -25,7 +25,7 @@ class StreamSession implements RouteSession {
       // The tables that map the copies must be on the disk before the header says that all is there.
       { signal: control.signal, beforeFinalize: () => flush(this.context) },
     );
-    const stop = follow(job, control);
+    const stop = follow(job, control, bytes);
     try {
       const outcome = await job.outcome;
       if (outcome.status === 'failed') throw outcome.error;
@@ -43,13 +43,16 @@ class StreamSession implements RouteSession {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
-/** Passes on what the run is told, and tells what the job does. */
-function follow(job: BlockJob, control: WholeControl): () => void {
-  let position = 0;
-  job.on('progress', (progress) => {
-    const done = progress.position - position;
-    position = progress.position;
-    if (done > 0) control.completed({ ...NO_WORK, allocated: done });
+/**
+ * Passes on what the run is told, and tells what the job does. The job counts what it passes over
+ * too: its share of the whole is taken for the share of what is missing.
+ */
+function follow(job: BlockJob, control: WholeControl, bytes: number): () => void {
+  let reached = 0;
+  job.on('progress', ({ position, total }) => {
+    const now = total > 0 ? Math.floor((position / total) * bytes) : 0;
+    if (now > reached) control.completed({ ...NO_WORK, allocated: now - reached });
+    reached = Math.max(reached, now);
   });
   const ignore = () => undefined;
   control.steer({

@@ -86,6 +86,31 @@ describe.runIf(runnable).each(ROUTES)('the template’s server, while %s runs', 
   });
 });
 
+describe.runIf(runnable)('a template’s server that hangs', () => {
+  it('holds a killed run’s export, and neither the next run nor QEMU; once it answers, all goes on', async () => {
+    await using server = await serveTemplate(await makeTemplate(12 * MiB), ['delay'], ['delay-read=40ms']);
+    const disk = await makeDisk(server.uri);
+    await using host = await startHost({ disks: [disk.overlay] });
+    const spawned = startAllocate(host, { route: 'populate' });
+    await underway(spawned);
+    server.process.kill('SIGSTOP');
+    spawned.kill('SIGKILL');
+    await spawned.exit;
+    try {
+      const { error } = await expectFailure(startAllocate(host, { route: 'populate' }), ['NBD_BUSY']);
+      expect(error.message).toMatch(/waits for the storage/);
+      expect(await host.ask('query-status')).toMatchObject({ status: 'prelaunch' });
+    } finally {
+      server.process.kill('SIGCONT');
+    }
+    await mustAllocate(host, { route: 'populate' });
+    await expectClean(host);
+    await host.quit();
+    expect(await isPopulated(disk.overlay)).toBe(true);
+    await expectIntact(disk);
+  });
+});
+
 describe.runIf(storage).each(ROUTES)('a file system that is full, while %s runs', (route) => {
   it('is told as such; with room, the same QEMU completes', async () => {
     const template = await makeTemplate();

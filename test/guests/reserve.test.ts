@@ -3,7 +3,7 @@ import { stat, unlink } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import type { AllocationResult, Verdict } from '../../lib/types.js';
 import { hostBytes } from '../support/judges.js';
-import { cliJson, EXT4, MiB, TOOLS } from '../storage/helpers.js';
+import { cliJson, EXT4, MiB, TMPFS, TOOLS } from '../storage/helpers.js';
 import { mountFilesystem } from '../support/filesystems.js';
 import { startGuest, type Guest } from '../support/guest.js';
 import { mustRun } from '../support/processes.js';
@@ -100,5 +100,19 @@ describe.runIf(runnable)('what a reservation must be', () => {
     const { document } = await cliJson<AllocationResult>(['allocate', ...args]);
     expect(document).toMatchObject({ verified: true, guarantee: true });
     expect((await stat(file)).blocks).toBeGreaterThan(before.blocks);
+  });
+});
+
+describe.runIf(runnable)('a reservation on tmpfs', () => {
+  it('is made and seen behind the end of the file too', async () => {
+    await using mounted = await mountFilesystem(TMPFS);
+    const file = `${mounted.path}/disk.qcow2`;
+    await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', file, String(16 * MiB)]);
+    await using guest = await startGuest({ disks: [{ id: 'disk0', file, format: 'qcow2' }] });
+    const args = ['--qmp', guest.qmpSocket, '--device', 'disk0'];
+    const { document } = await cliJson<AllocationResult>(['allocate', ...args]);
+    expect(document).toMatchObject({ verified: true, guarantee: true });
+    expect(await hostBytes(file)).toBeGreaterThan(16 * MiB);
+    expect(await cliJson(['verify', ...args])).toMatchObject({ status: 0, document: { satisfied: true } });
   });
 });

@@ -185,7 +185,10 @@ const terminate = `
         if (readlinkSync('/proc/self/fd/' + number) !== path) continue;
         const flags = parseInt(/flags:\\s*(\\d+)/.exec(readFileSync('/proc/self/fdinfo/' + number, 'utf8'))[1], 8);
         found[(flags & 3) === 0 ? 'reading' : 'writing']++;
-      } catch {} // the descriptor that listed the folder is closed by now
+      } catch (error) {
+        // The descriptor that listed the folder is closed by now.
+        if (error.code !== 'ENOENT') throw error;
+      }
     }
     return found;
   };
