@@ -151,12 +151,12 @@ function handleSignals(): void {
 }
 
 /** Whoever stops listening ends no work; but a map is nothing beside what it prints. */
-function handleLostOutput(command?: string): void {
+function handleLostOutput(lost: () => void): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     stopPrinting();
     // A reader that has seen enough (thicken map … | head) is no error.
     if (error.code !== 'EPIPE') failAtExit(error);
-    if (command === 'map') process.exit();
+    lost();
   });
   // What can't be told there can't be told anywhere.
   process.stderr.on('error', () => undefined);
@@ -177,25 +177,37 @@ function printFailure(failure: ThickenError, args: string[]): void {
   else printError(failure);
 }
 
+/** Nobody reads any more what a command prints. */
+const ENOUGH = new Error('enough');
+
+/** What was added to a QEMU goes first. */
+async function leave(): Promise<void> {
+  await (await import('./targets.js')).closeAll();
+  process.exit();
+}
+
 async function main(args: string[]): Promise<void> {
   handleSignals();
-  handleLostOutput(args[0]);
+  const unread = new Promise<never>((_, reject) => {
+    handleLostOutput(() => args[0] === 'map' && reject(ENOUGH));
+  });
   try {
     const aborted = new Promise<never>((_, reject) => {
       cancelled.signal.addEventListener('abort', () => {
         if (!ENDS_BY_ITSELF.has(args[0] ?? '')) reject(errors.cancelled(args[1] ?? ''));
       });
     });
-    await Promise.race([build().parseAsync(args, { from: 'user' }), aborted]);
+    await Promise.race([build().parseAsync(args, { from: 'user' }), aborted, unread]);
   } catch (error) {
     if (isPrinted(error)) return;
+    if (error === ENOUGH) return leave();
     const failure = translate(error);
     printFailure(failure, args);
     if (args.includes('--json')) await printJsonError(failure);
     process.exitCode = exitStatus(failure);
     if (failure.code !== 'CANCELLED') return;
-    await (await import('./targets.js')).closeAll();
-    await print('').then(() => process.exit());
+    await print('');
+    await leave();
   }
 }
 

@@ -10,9 +10,10 @@ export type NamedTarget = string | GuestTarget;
 
 /** Throws USAGE where it is not clear what is meant; a monitor without a device tells what it has. */
 export async function targetsOf(paths: string[], options: QemuOptions): Promise<NamedTarget[]> {
-  const { qmp, device = [] } = options;
+  const { qmp, device = [], nbd } = options;
   if (qmp === undefined) {
     if (device.length > 0) throw usageError('--device without --qmp', 'say which QEMU, by --qmp SOCKET');
+    if (nbd !== undefined) throw usageError('--nbd without --qmp', 'say which QEMU, by --qmp SOCKET');
     if (paths.length === 0) throw usageError('no target', 'name a file, a block device, or --qmp and --device');
     return paths;
   }

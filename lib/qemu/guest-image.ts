@@ -141,7 +141,9 @@ class GuestImage extends Image {
       get noGuarantee() {
         return image.whyNoGuarantee();
       },
-      warnings: this.findWarnings(),
+      get warnings() {
+        return image.findWarnings();
+      },
       check: (request) => this.check(request),
       route: (name, request) => routeOf(mechanismOf(name), this.context(request)),
       passOf: (name, request) =>
@@ -169,7 +171,7 @@ class GuestImage extends Image {
   }
 
   private findWarnings(): string[] {
-    if (!this.host) return [];
+    if (!this.reserve) return [];
     return ['a guest’s discard gives blocks back where the disk has discard=unmap, which QEMU does not tell'];
   }
 
