@@ -1,4 +1,5 @@
 await import('./startup.mjs');
 await import('./scan.mjs');
 await import('./fill.mjs');
+await import('./qcow2.mjs');
 await import('./live.mjs');

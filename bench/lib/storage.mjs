@@ -15,9 +15,10 @@ const mkfs = {
  * @param {'ext4' | 'xfs'} type
  * @param {number} size bytes
  * @param {(folder: string) => Promise<void>} body
+ * @param {{ sparse?: boolean }} [how] sparse: for files that are reserved and hardly written to
  */
-export async function withFilesystem(type, size, body) {
-  const filesystem = createFilesystem(type, size);
+export async function withFilesystem(type, size, body, { sparse = false } = {}) {
+  const filesystem = createFilesystem(type, size, sparse);
   const leave = () => filesystem.dispose();
   const interrupted = () => process.exit(130);
   process.once('exit', leave);
@@ -31,10 +32,10 @@ export async function withFilesystem(type, size, body) {
   }
 }
 
-function createFilesystem(type, size) {
+function createFilesystem(type, size, sparse) {
   const home = process.env.THICKEN_SCRATCH ?? '/var/tmp';
   const { bavail, bsize } = statfsSync(home);
-  if (bavail * bsize < size) throw new Error(`${home} has less than ${size} bytes free`);
+  if (!sparse && bavail * bsize < size) throw new Error(`${home} has less than ${size} bytes free`);
   const folder = mkdtempSync(join(home, 'thicken-bench-'));
   const [image, path] = [join(folder, 'image'), join(folder, 'mount')];
   const undo = [() => rmSync(folder, { recursive: true })];
@@ -42,7 +43,7 @@ function createFilesystem(type, size) {
     while (undo.length > 0) undo.pop()();
   };
   try {
-    execFileSync('fallocate', ['-l', String(size), image]);
+    execFileSync(...(sparse ? ['truncate', ['-s', String(size), image]] : ['fallocate', ['-l', String(size), image]]));
     const device = attach(image);
     undo.push(() => detach(device, image));
     execFileSync(mkfs[type][0], [...mkfs[type].slice(1), device]);
