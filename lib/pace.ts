@@ -88,6 +88,8 @@ const CHUNKS_IN_WINDOW = 4;
 /** And no larger than this while the depth lets enough of them be in flight. */
 const USUAL_CHUNK = 2 ** 20;
 const ALONE_MARGIN = 1.25;
+/** A guest's write waits for what is in flight, and then for storage that is not the fastest. */
+const QUEUED_MS = 15;
 /**
  * In flight, it keeps a local disk busy; what is beyond it only queues up, in QEMU's memory. Eight
  * chunks of 1 MiB took 1.3 times as long as four, to and from memory (QEMU 7.2).
@@ -135,7 +137,7 @@ class WindowPace implements Pace {
   }
 
   private aimAt(milliseconds: number): number {
-    const aim = Math.max(AIM_MS, this.alone * ALONE_MARGIN);
+    const aim = Math.max(QUEUED_MS, this.alone * ALONE_MARGIN);
     if (this.window > BUSY_BYTES) return Math.min(aim, (this.busy ?? milliseconds) * BUSY_MARGIN);
     this.busy ??= milliseconds;
     this.busy += (milliseconds - this.busy) * SMOOTHING;
