@@ -15,34 +15,14 @@ import {
   whyMissing,
   type ExtentPage,
 } from './extent.js';
+import { KINDS, type PlanFacts, type PlanRequest } from './kinds/index.js';
 import { RangeList } from './range-list.js';
 import type { ByteRange, MissingRange, PlanStep, Preallocation, RouteName } from './types.js';
 
+export type { PlanFacts, PlanRequest } from './kinds/index.js';
+
 /** Steps and missing ranges beyond this number are merged with their neighbours. */
 const MOST_RANGES = 65_536;
-
-export interface PlanFacts {
-  path: string;
-  /** `guest`: an image in a format, changed by the QEMU that has it open. */
-  kind: 'file' | 'block' | 'guest';
-  /** What the file system is believed to do. */
-  abilities: { fallocate: boolean; unshare: boolean };
-  /** Whether there is a backing file. */
-  readonly backed?: boolean;
-  /** Whether clusters are mapped in parts: a block-stream from within one ends QEMU (7.2). */
-  subclusters?: boolean;
-  /** Host bytes that guest writes may need, and that nothing holds ready; null: can't be told. */
-  unreserved?: number | null;
-}
-
-export interface PlanRequest {
-  /** Bytes; already widened to the granularity. */
-  range: ByteRange;
-  level: Preallocation;
-  /** Instead of the plan's choice. */
-  route?: RouteName | undefined;
-  dropBacking?: boolean;
-}
 
 /** What a scan found of a range, measured against a level. All in bytes. */
 export interface Survey {
@@ -88,91 +68,32 @@ const ROUTE_ORDER: RouteName[] = [
   'populate',
   'stream',
 ];
-const ROUTES_OF: Record<PlanFacts['kind'], RouteName[]> = {
-  file: ['unshare', 'fallocate', 'zero-write'],
-  block: ['device'],
-  guest: ['populate', 'stream', 'reserve'],
-};
 /** Missing states that take no new host blocks when they are dealt with. */
 const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, BACKED_ZEROED, ABSENT]);
 
 /** The route that gives an extent of this state what the level asks for; null: there is none. */
 export function routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null {
   if (meetsLevel(state, request.level)) return null;
-  if (facts.kind === 'guest') return guestRoute(facts, request);
-  if (facts.kind === 'block') return state === SHARED ? null : 'device';
-  if (state === SHARED) return wanted('unshare', request) && facts.abilities.unshare ? 'unshare' : null;
-  if (request.level === 'full') return wanted('zero-write', request) ? 'zero-write' : null;
-  if (request.route === 'zero-write' || request.route === 'fallocate') return request.route;
-  if (!wanted('fallocate', request)) return null;
-  return facts.abilities.fallocate ? 'fallocate' : 'zero-write';
+  return KINDS[facts.kind].routeFor(state, facts, request);
 }
-
-/** The whole disk is streamed only where its backing file is to go, or on request. */
-function guestRoute({ subclusters }: PlanFacts, { route, dropBacking }: PlanRequest): RouteName | null {
-  if (route === 'reserve') return null;
-  return route ?? (dropBacking && !subclusters ? 'stream' : 'populate');
-}
-
-/** A forced route leaves to others only what it can't do by nature: none but `unshare` unshares. */
-function wanted(route: RouteName, request: PlanRequest): boolean {
-  if (request.route === undefined || request.route === route) return true;
-  return route === 'unshare';
-}
-
-const KIND_NAMES: Record<PlanFacts['kind'], string> = {
-  file: 'a file',
-  block: 'a block device',
-  guest: 'an image in a format that a guest uses',
-};
 
 /** Throws USAGE where the level does not exist for the target, or the route can't bring it. */
 export function checkRequest(facts: PlanFacts, request: PlanRequest): void {
   const { route, level } = request;
+  const kind = KINDS[facts.kind];
   checkName('preallocation', level, LEVELS);
-  if (level === 'metadata' && facts.kind !== 'guest') throw errors.levelForRaw(facts.path, level);
-  if (level === 'full' && facts.kind === 'guest') throw errors.needsWindow(facts.path);
-  if (route === undefined) return;
-  checkName('route', route, ROUTE_ORDER);
-  if (!ROUTES_OF[facts.kind].includes(route)) {
-    throw errors.routeCannot(route, `is not for ${KIND_NAMES[facts.kind]}`, facts.path);
+  if (route !== undefined) {
+    checkName('route', route, ROUTE_ORDER);
+    if (!kind.routes.includes(route)) {
+      throw errors.routeCannot(route, `is not for ${kind.name}`, facts.path);
+    }
   }
-  if (route === 'stream' && facts.subclusters) {
-    throw errors.routeCannot(route, 'would end QEMU where clusters are mapped in parts', facts.path);
-  }
-  if (route === 'fallocate' && level === 'full') {
-    throw errors.routeCannot(route, 'writes nothing, and full asks for written blocks', facts.path);
-  }
+  kind.check(facts, request);
 }
 
 function checkName(what: string, name: string, known: readonly string[]): void {
   if (known.includes(name)) return;
   throw usageError(`${what} ${JSON.stringify(name)} is not known`, `use one of ${known.join(', ')}`);
-}
-
-function reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): string {
-  const full = request.level === 'full';
-  switch (route) {
-    case 'unshare':
-      return 'shared with another file: it gets host blocks of its own';
-    case 'fallocate':
-      return 'no host blocks: the file system reserves them';
-    case 'zero-write':
-      if (full) return 'not written: zeros are written, under locks';
-      return facts.abilities.fallocate
-        ? 'no host blocks: zeros are written, under locks, as asked'
-        : 'no host blocks, and no fallocate here: zeros are written, under locks';
-    case 'populate':
-      return 'content of a backing file: QEMU copies it into the image, range by range';
-    case 'stream':
-      return 'content of a backing file: QEMU streams the whole disk';
-    case 'reserve':
-      return 'host blocks for what guest writes may need, up to the whole disk';
-    case 'device':
-      return full
-        ? 'read, and zeros written where it reads as zero'
-        : 'read, and zeroed out by the kernel where it reads as zero';
-  }
 }
 
 /**
@@ -294,7 +215,8 @@ export class Planner {
   }
 
   private stepOf(route: RouteName, { offset, length }: ByteRange): PlanStep {
-    return { route, offset, length, reason: reasonFor(route, this.facts, this.request) };
+    const { facts, request } = this;
+    return { route, offset, length, reason: KINDS[facts.kind].reasonFor(route, facts, request) };
   }
 }
 

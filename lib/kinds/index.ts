@@ -1,0 +1,13 @@
+/** The kinds of image that there are. */
+import { blockKind } from './block.js';
+import { fileKind } from './file.js';
+import { guestKind } from './guest.js';
+import type { Kind, PlanFacts } from './kind.js';
+
+export type { Kind, PlanFacts, PlanRequest } from './kind.js';
+
+export const KINDS: Record<PlanFacts['kind'], Kind> = {
+  file: fileKind,
+  block: blockKind,
+  guest: guestKind,
+};

@@ -1,0 +1,37 @@
+/** What a plan needs to know of a kind of image: its levels, its routes, and when which one serves. */
+import type { ByteRange, Preallocation, RouteName } from '../types.js';
+
+export interface PlanFacts {
+  path: string;
+  /** `guest`: an image in a format, changed by the QEMU that has it open. */
+  kind: 'file' | 'block' | 'guest';
+  /** What the file system is believed to do. */
+  abilities: { fallocate: boolean; unshare: boolean };
+  /** Whether there is a backing file. */
+  readonly backed?: boolean;
+  /** Whether clusters are mapped in parts: a block-stream from within one ends QEMU (7.2). */
+  subclusters?: boolean;
+  /** Host bytes that guest writes may need, and that nothing holds ready; null: can't be told. */
+  unreserved?: number | null;
+}
+
+export interface PlanRequest {
+  /** Bytes; already widened to the granularity. */
+  range: ByteRange;
+  level: Preallocation;
+  /** Instead of the plan's choice. */
+  route?: RouteName | undefined;
+  dropBacking?: boolean;
+}
+
+export interface Kind {
+  /** For people. */
+  readonly name: string;
+  readonly routes: readonly RouteName[];
+  /** Throws USAGE where level or route is nothing for this kind, both being known names. */
+  check(facts: PlanFacts, request: PlanRequest): void;
+  /** The route for an extent whose state does not meet the level; null: there is none. */
+  routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null;
+  /** Why one of its routes is taken, for people. */
+  reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): string;
+}
