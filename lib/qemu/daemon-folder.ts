@@ -13,7 +13,7 @@ const CONNECT_MS = 2_000;
 const LOOKS = 200;
 const LOOK_MS = 50;
 
-/** Only we get into it (0700); the sockets in it are made with the umask 077. */
+/** Only we get into it (0700); the sockets in it are made with the umask 0177. */
 export async function makeFolder(): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), daemonFolderName()));
   await chmod(folder, 0o700);

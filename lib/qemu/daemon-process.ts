@@ -29,7 +29,7 @@ const KILL_MS = 10_000;
  * nobody has waited for keeps its id.
  */
 const SCRIPT = `
-umask 077
+umask 0177
 folder=$1
 shift
 "$@" ${GUARD_FD}<&- &

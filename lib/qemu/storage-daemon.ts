@@ -105,7 +105,7 @@ export class StorageDaemon implements AsyncDisposable {
    * `path` is that of the image.
    */
   async explain(error: unknown, path: string): Promise<unknown> {
-    if (!(error instanceof ThickenError) || !LOSSES.has(error.code)) return error;
+    if (!isLoss(error)) return error;
     const how = await this.process.endedSoon();
     return how === null ? error : diskErrors.daemonLost(path, how, this.process.said, error);
   }
@@ -120,6 +120,10 @@ export class StorageDaemon implements AsyncDisposable {
 /** What is seen of a daemon that has ended. */
 const LOSSES = new Set(['QMP_LOST', 'QMP_PROTOCOL', 'NBD_LOST', 'CLOSED']);
 
+function isLoss(error: unknown): boolean {
+  return error instanceof ThickenError && LOSSES.has(error.code);
+}
+
 function isRefusal(error: unknown): boolean {
   return error instanceof ThickenError && error.code === 'QMP_COMMAND';
 }
@@ -129,9 +133,9 @@ async function connect(process: DaemonProcess, folder: string, signal?: AbortSig
   try {
     return await QmpClient.connect(transport, { timeoutMs: START_MS, signal });
   } catch (error) {
-    const how = await process.endedSoon();
+    // A monitor that is lost is a daemon that ends; else its ending here would be told as its failure.
+    const how = isLoss(error) ? await process.endedSoon() : null;
     await process.end();
-    const told = how === null || (error instanceof ThickenError && error.code === 'CANCELLED');
-    throw told ? error : diskErrors.daemonFailed(how, process.said, error);
+    throw how === null ? error : diskErrors.daemonFailed(how, process.said, error);
   }
 }

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { mkdirSync, readdirSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -6,7 +7,9 @@ import { describe, expect, it } from 'vitest';
 import type { ThickenError } from '../../lib/errors.js';
 import { NodeExport } from '../../lib/qemu/node-export.js';
 import { StorageDaemon } from '../../lib/qemu/storage-daemon.js';
+import { hold } from '../support/cleanup.js';
 import { mustRun, start, type Spawned } from '../support/processes.js';
+import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import { daemonsIn, expectNothingLeft, processesWith, withDaemon } from './helpers.js';
@@ -57,10 +60,16 @@ describe.runIf(withDaemon)('a storage daemon', () => {
     expect(readdirSync(tmpdir())).toEqual([]);
   });
 
-  it('opens a file without direct I/O where there is none', async () => {
+  it.runIf(requires({ root: true, tools: ['mount'] }))('opens a file without direct I/O where there is none', async () => {
+    const folder = scratchPath('ramfs');
+    mkdirSync(folder);
+    await mustRun('mount', ['-t', 'ramfs', 'none', folder]);
+    const umount = () => void execFileSync('umount', ['-l', folder]);
+    await using _mounted = { [Symbol.asyncDispose]: hold({ release: async () => umount(), releaseSync: umount }) };
+    const path = join(folder, 'file');
+    await mustRun('qemu-img', ['create', '-q', '-f', 'raw', path, '1M']);
     await using daemon = await StorageDaemon.start();
-    // A file system of the kernel’s own that has no direct I/O.
-    await daemon.addFile({ name: 'file', path: '/proc/version', readOnly: true });
+    await daemon.addFile({ name: 'file', path, readOnly: true });
     const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
     expect(nodes.find((node) => node['node-name'] === 'file')?.cache?.direct).toBe(false);
   });
