@@ -2,6 +2,7 @@
 import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
+import { restKind } from './rest.js';
 import type { Kind, PlanFacts } from './kind.js';
 
 export type { Kind, PlanFacts, PlanRequest } from './kind.js';
@@ -10,4 +11,5 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   file: fileKind,
   block: blockKind,
   guest: guestKind,
+  rest: restKind,
 };

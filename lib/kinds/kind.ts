@@ -3,8 +3,8 @@ import type { ByteRange, Preallocation, RouteName } from '../types.js';
 
 export interface PlanFacts {
   path: string;
-  /** `guest`: an image in a format, changed by the QEMU that has it open. */
-  kind: 'file' | 'block' | 'guest';
+  /** `guest`: an image in a format, changed by the QEMU that has it open; `rest`: by a storage daemon. */
+  kind: 'file' | 'block' | 'guest' | 'rest';
   /** What the file system is believed to do. */
   abilities: { fallocate: boolean; unshare: boolean };
   /** Whether there is a backing file. */
