@@ -6,7 +6,7 @@
 /** How far to go; QEMU's own words. */
 export type Preallocation = 'metadata' | 'falloc' | 'full';
 
-export type RouteName = 'fallocate' | 'zero-write' | 'unshare' | 'device' | 'populate' | 'stream' | 'reserve';
+export type RouteName = 'fallocate' | 'zero-write' | 'unshare' | 'device' | 'populate' | 'stream' | 'reserve' | 'qcow2';
 
 export interface ByteRange {
   offset: number;

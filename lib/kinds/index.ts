@@ -2,6 +2,7 @@
 import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
+import { qcow2Kind } from './qcow2.js';
 import { restKind } from './rest.js';
 import type { Kind, PlanFacts } from './kind.js';
 
@@ -11,5 +12,6 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   file: fileKind,
   block: blockKind,
   guest: guestKind,
+  qcow2: qcow2Kind,
   rest: restKind,
 };
