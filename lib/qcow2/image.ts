@@ -17,7 +17,7 @@ import type { Plan, PlanFacts } from '../plan.js';
 import { qcow2Route, type Qcow2Context } from '../routes/qcow2.js';
 import type { Route, RouteRequest } from '../routes/route.js';
 import type { Target } from '../target.js';
-import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
+import type { AllocationRequest, ImageInfo, MapEntry, RouteName } from '../types.js';
 import type { Backing } from '../qemu/backing.js';
 import { BackedExtents } from './backed-extents.js';
 import { openDataFile } from './data-file.js';
@@ -238,6 +238,18 @@ export class Qcow2Image extends Image {
     });
     if (!this.backing) return told;
     return { ...told, backing: await this.backing.info(await bytesByDepth(this.source, range)) };
+  }
+
+  /**
+   * As `qemu-img map` tells it: data is called zeros too where the host has nothing written, but only
+   * in an image with fewer blocks than clusters, in which QEMU asks the host (7.2).
+   */
+  override async *map(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry> {
+    const asksHost = !this.facts.encrypted && (await this.reader.looksPreallocated());
+    for await (const entry of super.map(range)) {
+      const unwritten = entry.host === 'hole' || entry.host === 'unwritten';
+      yield asksHost && entry.data && unwritten ? { ...entry, zero: true } : entry;
+    }
   }
 
   protected override placeOf({ at }: Extent): number | undefined {
