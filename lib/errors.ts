@@ -217,6 +217,14 @@ export const errors = {
       { path },
     ),
 
+  belowWanted: (path: string) =>
+    build(
+      'FORMAT_REQUIRED',
+      'content comes from a backing file, which is not opened on a header’s word alone',
+      'say --format qcow2 if you trust the image',
+      { path },
+    ),
+
   needsPopulate: (path: string, offset: number, length: number) =>
     build(
       'NEEDS_POPULATE',
@@ -230,6 +238,14 @@ export const errors = {
     usageError(
       `preallocation ${level} does not exist for a raw image or device`,
       'use falloc or full',
+      { path },
+    ),
+
+  metadataOnly: (path: string, level: string) =>
+    build(
+      'UNSUPPORTED',
+      `preallocation ${level} is not yet for an image with a backing file, at rest`,
+      'use --preallocation metadata',
       { path },
     ),
 

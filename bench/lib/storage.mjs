@@ -15,10 +15,11 @@ const mkfs = {
  * @param {'ext4' | 'xfs'} type
  * @param {number} size bytes
  * @param {(folder: string) => Promise<void>} body
- * @param {{ sparse?: boolean }} [how] sparse: for files that are reserved and hardly written to
+ * @param {{ home?: string, sparse?: boolean }} [how] home: the folder that its backing file lies in;
+ *   sparse: for files that are reserved and hardly written to
  */
-export async function withFilesystem(type, size, body, { sparse = false } = {}) {
-  const filesystem = createFilesystem(type, size, sparse);
+export async function withFilesystem(type, size, body, how = {}) {
+  const filesystem = createFilesystem(type, size, how);
   const leave = () => filesystem.dispose();
   const interrupted = () => process.exit(130);
   process.once('exit', leave);
@@ -32,8 +33,7 @@ export async function withFilesystem(type, size, body, { sparse = false } = {}) 
   }
 }
 
-function createFilesystem(type, size, sparse) {
-  const home = process.env.THICKEN_SCRATCH ?? '/var/tmp';
+function createFilesystem(type, size, { home = process.env.THICKEN_SCRATCH ?? '/var/tmp', sparse = false }) {
   const { bavail, bsize } = statfsSync(home);
   if (!sparse && bavail * bsize < size) throw new Error(`${home} has less than ${size} bytes free`);
   const folder = mkdtempSync(join(home, 'thicken-bench-'));

@@ -3,6 +3,7 @@ import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
 import { qcow2Kind } from './qcow2.js';
+import { restKind } from './rest.js';
 import type { Kind, PlanFacts } from './kind.js';
 
 export type { Kind, PlanFacts, PlanRequest } from './kind.js';
@@ -12,4 +13,5 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   block: blockKind,
   guest: guestKind,
   qcow2: qcow2Kind,
+  rest: restKind,
 };

@@ -27,13 +27,18 @@ export class NodeExport implements AsyncDisposable {
   ) {}
 
   /**
-   * Exports a node for reading, with the depth of each allocation. Throws NBD_BUSY, UNSUPPORTED, and
-   * what QmpClient and NbdClient throw; nothing is left behind then.
+   * Exports a node for reading, with the depth of each allocation; on the server that runs at the
+   * address `uri`, or one of our own. Throws NBD_BUSY, UNSUPPORTED, and what QmpClient and NbdClient
+   * throw; nothing is left behind then.
    */
   static async add(client: QmpClient, node: string, uri?: string): Promise<NodeExport> {
     await checkAbilities(client);
     await removeAbandoned(client);
-    const server = await useNbdServer(client, uri);
+    return NodeExport.on(await useNbdServer(client, uri), client, node);
+  }
+
+  /** The same on a server that is there, in a QEMU that is ours alone. */
+  static async on(server: NbdServer, client: QmpClient, node: string): Promise<NodeExport> {
     const id = ownName();
     try {
       await client.execute('block-export-add', {
@@ -82,7 +87,8 @@ async function takeAway(
 }
 
 async function checkAbilities(client: QmpClient): Promise<void> {
-  const has = await client.supportsArgument('block-export-add', 'allocation-depth');
+  // The command and its `allocation-depth` came together.
+  const has = await client.supports('block-export-add');
   if (!has) throw diskErrors.unsupportedHere(client.name, 'this QEMU tells no allocation depth over NBD (5.2 does)');
 }
 

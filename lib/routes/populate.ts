@@ -72,10 +72,10 @@ function withPartial(reason: unknown, partial: Work): unknown {
   return new ThickenError(reason.code, reason.message, { ...reason, cause: { partial, cause: reason } });
 }
 
-/** Chunks start small: one of 32 MiB over a slow template held a guest's write up for 5 s. */
+/** Chunks start small: one of 32 MiB over a slow template held a guest’s write up for 5 s. */
 export const populateRoute: Mechanism<GuestContext> = {
   name: 'populate',
-  chunk: { bytes: MIB, ranges: 16 },
+  chunk: { bytes: MIB / 4, ranges: 16 },
   most: { bytes: 4 * MIB, ranges: 16 },
   depth: 16,
   adapts: 'window',

@@ -1,0 +1,77 @@
+/** Routes of a running guest, on an image at rest: a storage daemon has it open for as long as they work. */
+import type { Chain } from '../chain/chain.js';
+import type { CancelFlag } from '../native.js';
+import type { GuestContext } from '../routes/populate.js';
+import type { Cut, Mechanism, Route, RouteRequest, RouteSession, WholeControl } from '../routes/route.js';
+import { nodeOf } from './chain-nodes.js';
+import { RestEngine } from './rest-engine.js';
+
+const MIB = 2 ** 20;
+
+/** Nobody waits for a chunk: what counts is that the storage always has enough to do. */
+const CUT: Pick<Cut, 'chunk' | 'most' | 'depth' | 'adapts'> = {
+  chunk: { bytes: 4 * MIB, ranges: 64 },
+  most: { bytes: 4 * MIB, ranges: 64 },
+  depth: 8,
+  adapts: 'no',
+};
+
+export interface RestContext extends RouteRequest {
+  /** Bytes of a cluster. */
+  granularity: number;
+  chain(): Chain;
+  /** Ends what has the image open for reading. */
+  letGo(): Promise<void>;
+  /** Told when the image has been changed, and the daemon is gone. */
+  after(): Promise<void>;
+}
+
+export function restRoute(mechanism: Mechanism<GuestContext>, context: RestContext): Route {
+  const cut = mechanism.adapts === 'window' ? CUT : {};
+  return { ...mechanism, ...cut, open: () => openSession(mechanism, context) };
+}
+
+/** Takes QEMU's locks, by the daemon. Throws IN_USE where somebody else has the image open. */
+async function openSession(mechanism: Mechanism<GuestContext>, context: RestContext): Promise<RouteSession> {
+  const { chain, letGo, after, ...request } = context;
+  await letGo();
+  const engine = await RestEngine.work(chain());
+  try {
+    const { daemon, added } = engine;
+    const session = await mechanism.open({ ...request, client: daemon.qmp, node: nodeOf(0), nbd: added.nbd });
+    return restSession(session, engine, chain().top.path, after);
+  } catch (error) {
+    await engine[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** Where the daemon ends, that is why something failed. */
+function restSession(
+  session: RouteSession,
+  engine: RestEngine,
+  path: string,
+  after: () => Promise<void>,
+): RouteSession {
+  const explained = async <T>(work: Promise<T>): Promise<T> => {
+    try {
+      return await work;
+    } catch (error) {
+      throw await engine.daemon.explain(error, path);
+    }
+  };
+  const whole = session.runWhole?.bind(session);
+  return {
+    run: (ranges: Float64Array, cancel: CancelFlag) => explained(session.run(ranges, cancel)),
+    sync: () => explained(session.sync()),
+    ...(whole && { runWhole: (control: WholeControl, bytes: number) => explained(whole(control, bytes)) }),
+    async [Symbol.asyncDispose]() {
+      try {
+        await session[Symbol.asyncDispose]();
+      } finally {
+        await engine[Symbol.asyncDispose]();
+        await after();
+      }
+    },
+  };
+}
