@@ -2,6 +2,7 @@
  * For a process with the sanitized addon: opens, scans, allocates, cancels and closes in a loop,
  * with closes and ends of threads in the midst of work. One argument: the folder for its file.
  */
+import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -18,12 +19,15 @@ else await scanForever(workerData);
 
 async function main(folder) {
   const file = join(folder, 'sanitized.raw');
+  const image = join(folder, 'sanitized.qcow2');
   try {
     for (let round = 0; round < rounds; round++) await oneRound(file, round);
     for (let round = 0; round < 10; round++) await endOfThread(file, round);
+    for (let round = 0; round < rounds; round++) await qcow2Round(image, round);
+    for (let round = 0; round < 10; round++) await endOfThread(image, round);
     await badArguments();
   } finally {
-    rmSync(file, { force: true });
+    for (const made of [file, image]) rmSync(made, { force: true });
   }
   process.stdout.write(`${rounds} rounds\n`);
 }
@@ -45,12 +49,34 @@ async function oneRound(file, round) {
   await image.close();
 }
 
+/** The same on a qcow2 image, whose native state is more than descriptors. */
+async function qcow2Round(file, round) {
+  makeFile(file, round);
+  const image = await open(file);
+  const preallocation = ['metadata', 'falloc', 'full'][round % 3];
+  const job = image.allocate({ preallocation, ...(round % 2 && { speed: 64 * MiB }) });
+  if (round % 4 === 1) job.cancel();
+  if (round % 4 === 2) setTimeout(() => job.cancel(), round % 20);
+  const scan = image.extents().next();
+  const looks = [image.verify({ preallocation }), image.info()];
+  const closing = round % 4 === 0 ? undefined : sleep(round % 30).then(() => image.close());
+  await Promise.allSettled([job.result, scan, closing, ...looks]);
+  await image.close();
+}
+
 function makeFile(file, round) {
   rmSync(file, { force: true });
+  if (file.endsWith('.qcow2')) return makeQcow2(file, round);
   const fd = openSync(file, 'w+');
   ftruncateSync(fd, size + (round % 5) * 511);
   for (let at = 0; at < size; at += MiB) writeSync(fd, `data ${round}`, at + round * 17);
   closeSync(fd);
+}
+
+function makeQcow2(file, round) {
+  const clusters = `cluster_size=${[512, 4096, 65_536][round % 3]}`;
+  execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', clusters, file, String(size + (round % 5) * 512)]);
+  execFileSync('qemu-io', ['-f', 'qcow2', '-c', `write -P ${1 + (round % 250)} ${round * 512} 1M`, file]);
 }
 
 async function endOfThread(file, round) {
@@ -64,7 +90,7 @@ async function endOfThread(file, round) {
 
 async function scanForever(file) {
   const { parentPort } = await import('node:worker_threads');
-  const image = await open(file, { format: 'raw' });
+  const image = await open(file, file.endsWith('.qcow2') ? {} : { format: 'raw' });
   image.allocate({ preallocation: 'full', speed: 8 * MiB });
   parentPort.postMessage('begun');
   for (;;) for await (const extent of image.extents()) if (extent.length === 0) return;
@@ -73,6 +99,7 @@ async function scanForever(file) {
 /** What lib never passes must be an exception, not undefined behaviour. */
 async function badArguments() {
   const addon = native();
+  const files = { fd: -1, method: 0, dataFd: -1, dataMethod: 0 };
   const calls = [
     () => addon.readExtents(),
     () => addon.readExtents(0, 9, 0, 1, 1),
@@ -93,6 +120,15 @@ async function badArguments() {
     () => addon.allocateDevice(0, 0, 0, new Float64Array(0)),
     () => addon.syncFile(),
     () => addon.readExtents(-1, 0, 0, 4096, 1),
+    () => addon.openQcow2({}, 0),
+    () => addon.openQcow2(new addon.Qcow2Session(), 0),
+    () => addon.readQcow2(new addon.Qcow2Tables(), files, 0, 1, 1),
+    () => addon.readQcow2(new addon.Qcow2Tables(), { ...files, method: 4 }, 0, 1, 1),
+    () => addon.looksPreallocatedQcow2(new addon.Qcow2Tables(), 0, 0),
+    () => addon.prepareQcow2(new addon.Qcow2Tables(), files, {}),
+    () => addon.prepareQcow2(new addon.Qcow2Session(), files, { offset: 0, length: 1, level: 3, backingEnd: 0 }),
+    () => addon.allocateQcow2(new addon.Qcow2Session(), {}, undefined, 0, 1),
+    () => addon.finishQcow2(new addon.Qcow2Session(), { bufferedFd: 0, directFd: -1, directAlignment: 0, gate: {} }),
     () => addon.fileFacts(2 ** 31 - 1),
   ];
   for (const call of calls) {
