@@ -10,7 +10,6 @@ import { withFilesystem } from './lib/storage.mjs';
 
 const { quick } = options;
 const KiB = 2 ** 10;
-const MiB = 2 ** 20;
 const GiB = 2 ** 30;
 const node = process.execPath;
 
