@@ -8,7 +8,7 @@ import type { Extent } from '../extent.js';
 import { bytesByDepth, FileExtents, tellsReserved, type ExtentSource } from '../extent-source.js';
 import { readFilesystem } from '../filesystem.js';
 import { requireStated, type Format } from '../format.js';
-import { Image } from '../image.js';
+import { entryAt, Image } from '../image.js';
 import { planFor, scopeOf, type JobImage } from '../job-image.js';
 import { FileLiveness } from '../liveness.js';
 import type { Qcow2Facts } from '../native.js';
@@ -244,16 +244,14 @@ export class Qcow2Image extends Image {
    * As `qemu-img map` tells it: data is called zeros too where the host has nothing written, but only
    * in an image with fewer blocks than clusters, in which QEMU asks the host (7.2).
    */
-  override async *map(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry> {
-    const asksHost = !this.facts.encrypted && (await this.reader.looksPreallocated());
-    for await (const entry of super.map(range)) {
-      const unwritten = entry.host === 'hole' || entry.host === 'unwritten';
-      yield asksHost && entry.data && unwritten ? { ...entry, zero: true } : entry;
-    }
-  }
-
-  protected override placeOf({ at }: Extent): number | undefined {
-    return this.facts.encrypted ? undefined : at;
+  protected override async mapEntries(): Promise<(extent: Extent) => MapEntry> {
+    const { encrypted } = this.facts;
+    const asksHost = !encrypted && (await this.reader.looksPreallocated());
+    return (extent) => {
+      const { zero, data, host, at } = extent;
+      const unwritten = host === 'hole' || host === 'unwritten';
+      return entryAt(extent, encrypted ? undefined : at, zero || (asksHost && data && unwritten));
+    };
   }
 
   protected async release(): Promise<void> {
