@@ -22,6 +22,10 @@ export const UNALLOCATED = 10;
 export const OWN_ZEROED = 11;
 export const BACKED_ZEROED = 12;
 
+/** Of an NBD export, what its server calls no hole: whether it was written is not told. */
+export const SERVED_DATA = 13;
+export const SERVED_ZEROED = 14;
+
 /** All states, for people. */
 export const STATE_NAMES = [
   ...HOST_STATES,
@@ -33,15 +37,17 @@ export const STATE_NAMES = [
   'unallocated',
   'zeroed data',
   'backing zeroed data',
+  'served data',
+  'served zeros',
 ] as const;
 
 /** Read as zeros, by state. */
 const ZERO = new Set([
   ...[HOLE, UNWRITTEN, BACKED_ZERO, ABSENT, OWN_ZERO, UNALLOCATED],
-  ...[OWN_ZEROED, BACKED_ZEROED],
+  ...[OWN_ZEROED, BACKED_ZEROED, SERVED_ZEROED],
 ]);
 /** Read from storage, although that reads as zeros. */
-const ZEROED = new Set([OWN_ZEROED, BACKED_ZEROED]);
+const ZEROED = new Set([OWN_ZEROED, BACKED_ZEROED, SERVED_ZEROED]);
 /** What depends on no other file, whatever the host has behind it. */
 const ALONE = new Set([OWN_ZERO, OWN_DATA, OWN_ZEROED, UNALLOCATED]);
 
@@ -103,7 +109,7 @@ export function extentOf(
 
 /** Whether storage of this state is what the level asks for. */
 export function meetsLevel(state: number, level: Preallocation): boolean {
-  if (state === WRITTEN) return true;
+  if (state === WRITTEN || state === SERVED_DATA || state === SERVED_ZEROED) return true;
   return level !== 'full' && (state === UNWRITTEN || ALONE.has(state));
 }
 

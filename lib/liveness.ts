@@ -19,6 +19,12 @@ export const ALWAYS_LIVE: Liveness = {
   live: () => Promise.resolve(true),
 };
 
+/** Nothing else uses it, or has anything to gain from pauses. */
+export const NEVER_LIVE: Liveness = {
+  start: () => Promise.resolve(),
+  live: () => Promise.resolve(false),
+};
+
 /**
  * Of a file. Once a route has it open for writing itself, only QEMU's locks tell of a guest that
  * came later.

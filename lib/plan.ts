@@ -64,6 +64,7 @@ const ROUTE_ORDER: RouteName[] = [
   'fallocate',
   'zero-write',
   'device',
+  'nbd-write',
   'reserve',
   'populate',
   'stream',

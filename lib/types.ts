@@ -6,7 +6,15 @@
 /** How far to go; QEMU's own words. */
 export type Preallocation = 'metadata' | 'falloc' | 'full';
 
-export type RouteName = 'fallocate' | 'zero-write' | 'unshare' | 'device' | 'populate' | 'stream' | 'reserve';
+export type RouteName =
+  | 'fallocate'
+  | 'zero-write'
+  | 'unshare'
+  | 'device'
+  | 'nbd-write'
+  | 'populate'
+  | 'stream'
+  | 'reserve';
 
 export interface ByteRange {
   offset: number;

@@ -3,6 +3,7 @@ import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
 import type { Kind, PlanFacts } from './kind.js';
+import { nbdKind } from './nbd.js';
 
 export type { Kind, PlanFacts, PlanRequest } from './kind.js';
 
@@ -10,4 +11,5 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   file: fileKind,
   block: blockKind,
   guest: guestKind,
+  nbd: nbdKind,
 };

@@ -4,8 +4,8 @@ import type { ByteRange, Preallocation, RouteName } from '../types.js';
 export interface PlanFacts {
   path: string;
   /** `guest`: an image in a format, changed by the QEMU that has it open. */
-  kind: 'file' | 'block' | 'guest';
-  /** What the file system is believed to do. */
+  kind: 'file' | 'block' | 'guest' | 'nbd';
+  /** What the file system is believed to do; of an NBD server, whether it can be told to allocate. */
   abilities: { fallocate: boolean; unshare: boolean };
   /** Whether there is a backing file. */
   readonly backed?: boolean;
