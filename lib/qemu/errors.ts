@@ -5,6 +5,9 @@ import { printable } from '../qmp/errors.js';
 const many = (names: readonly string[]) =>
   names.length === 0 ? 'none' : names.map((name) => printable(name)).join(', ');
 
+/** What a program said before it ended. */
+const words = (said: string) => (said === '' ? '' : `: ${printable(said)}`);
+
 export const diskErrors = {
   unknown: (monitor: string, name: string, known: readonly string[]) =>
     build(
@@ -100,6 +103,29 @@ export const diskErrors = {
 
   nothingToStream: (path: string) =>
     build('USAGE', 'the disk has no backing file to be freed from', 'leave --detach out', { path }),
+
+  noDaemon: (program: string) =>
+    build(
+      'DAEMON_MISSING',
+      `${program} is not installed, or not on the PATH: QEMU’s formats and backing files are dealt with by it`,
+      'install it: on Debian and Ubuntu the package qemu-system-common, on Fedora qemu-img',
+    ),
+
+  daemonFailed: (how: string, said: string, cause?: unknown) =>
+    build(
+      'DAEMON_FAILED',
+      `qemu-storage-daemon did not start: it ended ${how}${words(said)}`,
+      'see its words for why',
+      { cause },
+    ),
+
+  daemonLost: (path: string, how: string, said: string, cause?: unknown) =>
+    build(
+      'DAEMON_LOST',
+      `qemu-storage-daemon, which worked on the image, ended ${how}${words(said)}`,
+      'run it again: it continues where it stopped',
+      { path, cause },
+    ),
 
   detachedOnly: (path: string) =>
     build('USAGE', 'only a stream of the whole disk can be detached', 'add --route stream', { path }),

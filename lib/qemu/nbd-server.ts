@@ -11,7 +11,7 @@ import { parseNbdUri, type NbdUri } from '../nbd/uri.js';
 import { QmpClient } from '../qmp/client.js';
 import { diskErrors } from './errors.js';
 import { isListenedOn, listens } from './listener.js';
-import { giveUp, isAbandoned, ownName } from './owner.js';
+import { giveUp, isAbandoned, isDaemonFolder, ownName } from './owner.js';
 
 const SOCKET = 'nbd.sock';
 const RECONNECT_MS = 5_000;
@@ -176,7 +176,8 @@ async function removeFolder(folder: string): Promise<void> {
 /** A killed run leaves its server running: known by its folder, and by who listens there. */
 async function endAbandonedServers(client: QmpClient): Promise<void> {
   const names = await readdir(tmpdir()).catch(() => []);
-  for (const name of names.filter(isAbandoned)) {
+  // A storage daemon is ended by whoever starts the next one.
+  for (const name of names.filter((entry) => isAbandoned(entry) && !isDaemonFolder(entry))) {
     const socket = join(tmpdir(), name, SOCKET);
     const pid = client.peerPid();
     const runs = await isListenedOn(socket);

@@ -27,13 +27,18 @@ export class NodeExport implements AsyncDisposable {
   ) {}
 
   /**
-   * Exports a node for reading, with the depth of each allocation. Throws NBD_BUSY, UNSUPPORTED, and
-   * what QmpClient and NbdClient throw; nothing is left behind then.
+   * Exports a node for reading, with the depth of each allocation; on the server that runs at the
+   * address `uri`, or one of our own. Throws NBD_BUSY, UNSUPPORTED, and what QmpClient and NbdClient
+   * throw; nothing is left behind then.
    */
   static async add(client: QmpClient, node: string, uri?: string): Promise<NodeExport> {
     await checkAbilities(client);
     await removeAbandoned(client);
-    const server = await useNbdServer(client, uri);
+    return NodeExport.on(await useNbdServer(client, uri), client, node);
+  }
+
+  /** The same on a server that is there, in a QEMU that is ours alone. */
+  static async on(server: NbdServer, client: QmpClient, node: string): Promise<NodeExport> {
     const id = ownName();
     try {
       await client.execute('block-export-add', {

@@ -27,6 +27,17 @@ export function detachedName(): string {
   return `${PREFIX}-detached-${randomBytes(6).toString('hex')}`;
 }
 
+const DAEMON = '-daemon-';
+
+/** How the folder's name begins in which a storage daemon of ours has its sockets. */
+export function daemonFolderName(): string {
+  return ownName() + DAEMON;
+}
+
+export function isDaemonFolder(name: string): boolean {
+  return name.startsWith(PREFIX) && name.includes(DAEMON);
+}
+
 const givenUp = new Set<string>();
 
 /** What this process could not take away again: a later run in it may. A name, or a path that ends in it. */

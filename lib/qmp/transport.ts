@@ -111,6 +111,11 @@ function openSocket(where: QmpAddress, name: string, limits: WaitLimits): Promis
   });
 }
 
+/** A connection that is open already. `name` is for messages, and where it could be opened again. */
+export function socketTransport(socket: Socket, name: string): QmpTransport {
+  return new SocketTransport(name, socket);
+}
+
 class SocketTransport implements QmpTransport {
   readonly events = true;
   readonly handshake = true;
