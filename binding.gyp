@@ -13,6 +13,7 @@
         "native/bind/lock.cc",
         "native/bind/peer.cc",
         "native/bind/qcow2.cc",
+        "native/bind/qcow2_allocate.cc",
         "native/device.cc",
         "native/extents.cc",
         "native/file.cc",
@@ -29,6 +30,7 @@
         "native/qcow2/entry.cc",
         "native/qcow2/extensions.cc",
         "native/qcow2/header.cc",
+        "native/qcow2/host.cc",
         "native/qcow2/image.cc",
         "native/qcow2/io.cc",
         "native/qcow2/layout.cc",
@@ -37,6 +39,7 @@
         "native/qcow2/refcounts.cc",
         "native/qcow2/references.cc",
         "native/qcow2/snapshots.cc",
+        "native/qcow2/space.cc",
         "native/qcow2/survey.cc",
         "native/qcow2/tables.cc",
         "native/zero.cc"

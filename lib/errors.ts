@@ -202,9 +202,26 @@ export const errors = {
     ),
 
   unsupportedFormat: (path: string, format: string) =>
-    build('UNSUPPORTED', `format ${format} can't be allocated`, 'only raw images can be, so far', {
+    build('UNSUPPORTED', `format ${format} can't be allocated`, 'only raw and qcow2 images can be, so far', {
       path,
     }),
+
+  qcow2OnDevice: (path: string) =>
+    build(
+      'UNSUPPORTED',
+      'a qcow2 image on a block device can’t be allocated: it has no blocks of its own to reserve',
+      'allocate the device as --format raw, or keep the image in a file',
+      { path },
+    ),
+
+  needsPopulate: (path: string, offset: number, length: number) =>
+    build(
+      'NEEDS_POPULATE',
+      'content of the range comes from a backing file',
+      'shut no guest down for it: a guest that runs is populated through its monitor (--qmp); at ' +
+        'rest `qemu-img rebase -b ""` copies it into the image; nothing has been changed',
+      { path, offset, length },
+    ),
 
   levelForRaw: (path: string, level: string) =>
     usageError(

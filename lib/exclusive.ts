@@ -44,9 +44,10 @@ export function probeConflicts(file: Descriptor): Promise<number[]> {
   return file.use((fd) => native().probeLocks(fd, CONFLICTS));
 }
 
-export async function fileInUse(file: Descriptor): Promise<ThickenError> {
+/** `guarded`: what is to be changed is never safe beside a writer, unlike raw files at `falloc`. */
+export async function fileInUse(file: Descriptor, guarded = false): Promise<ThickenError> {
   const { by } = await usersOfFile(await factsOf(file));
-  return errors.inUse(file.path, by.join(', ') || UNSEEN, USE_FALLOC + USE_QMP);
+  return errors.inUse(file.path, by.join(', ') || UNSEEN, guarded ? USE_QMP : USE_FALLOC + USE_QMP);
 }
 
 export function deviceInUse(path: string, by: string[]): ThickenError {

@@ -18,8 +18,10 @@ export class ExtentIterator implements AsyncIterableIterator<Extent> {
 
   private take(page: ExtentPage): Extent {
     const i = this.index++;
-    const depth = page.depth?.[i];
-    return extentOf(page.offset[i]!, page.length[i]!, page.state[i]!, page.flags[i]!, depth);
+    const { offset, length, state, flags, depth, host } = page;
+    const extent = extentOf(offset[i]!, length[i]!, state[i]!, flags[i]!, depth?.[i]);
+    if (host && host[i]! >= 0) extent.at = host[i]!;
+    return extent;
   }
 
   private async nextPage(): Promise<IteratorResult<Extent>> {

@@ -93,7 +93,7 @@ function firstMethod({ type, abilities }: Filesystem): ExtentMethod {
 /** EPERM: only who may write to a file may ask what the page cache holds of it (Linux 6.12). */
 const LACKING = new Set(['EOPNOTSUPP', 'ENOTTY', 'EINVAL', 'ENOSYS', 'EPERM']);
 
-function isLacking(error: unknown): boolean {
+export function isLacking(error: unknown): boolean {
   return error instanceof ThickenError && LACKING.has(error.code);
 }
 

@@ -1,8 +1,10 @@
+import { BELOW, COMPRESSED, guestSide, hostSide, mappedNames, PAST_MAPPED, type GuestSide } from './mapped.js';
 import type { ByteRange, Preallocation } from './types.js';
 
 /** Storage behind a byte range. The order is that of `HostState` in native/extents.h. */
 export const HOST_STATES = ['hole', 'unwritten', 'written', 'shared', 'unknown'] as const;
-export type HostState = (typeof HOST_STATES)[number];
+/** `compressed`: packed among others in the file, in whose blocks it lies. */
+export type HostState = (typeof HOST_STATES)[number] | 'compressed';
 
 export const HOLE = 0;
 export const UNWRITTEN = 1;
@@ -23,11 +25,11 @@ export const OWN_ZEROED = 11;
 export const BACKED_ZEROED = 12;
 
 /** Of an NBD export, what its server calls no hole: whether it was written is not told. */
-export const SERVED_DATA = 13;
-export const SERVED_ZEROED = 14;
+export const SERVED_DATA = PAST_MAPPED;
+export const SERVED_ZEROED = PAST_MAPPED + 1;
 
-/** All states, for people. */
-export const STATE_NAMES = [
+/** All states, for people. From FIRST_MAPPED to PAST_MAPPED, both sides are known (mapped.ts). */
+export const STATE_NAMES: readonly string[] = [
   ...HOST_STATES,
   'backing data',
   'backing zeros',
@@ -37,9 +39,10 @@ export const STATE_NAMES = [
   'unallocated',
   'zeroed data',
   'backing zeroed data',
+  ...mappedNames(HOST_STATES),
   'served data',
   'served zeros',
-] as const;
+];
 
 /** Read as zeros, by state. */
 const ZERO = new Set([
@@ -73,6 +76,8 @@ export interface Extent extends ByteRange {
   host: HostState;
   /** FIEMAP_EXTENT_* flags; 0 where another method was used. */
   flags: number;
+  /** Where it lies in the file, in bytes; absent where it has no place there, or none is known. */
+  at?: number;
 }
 
 /** Consecutive extents as typed arrays: entry i of each belongs together. */
@@ -85,6 +90,8 @@ export interface ExtentPage {
   flags: Uint32Array;
   /** The layer that has the content: 0 is the image itself. Absent: all are 0. */
   depth?: Uint32Array;
+  /** Where each lies in the file, in bytes; -1 for nowhere. Absent: not known, or at its offset. */
+  host?: Float64Array;
 }
 
 export function extentOf(
@@ -94,6 +101,12 @@ export function extentOf(
   flags: number,
   depth = 0,
 ): Extent {
+  const guest = guestSide(state);
+  if (guest) {
+    const { present, zero, data } = guest;
+    const host = hostName(state);
+    return { offset, length, depth: state === BELOW ? 1 : 0, present, zero, data, host, flags };
+  }
   const zero = ZERO.has(state);
   return {
     offset,
@@ -107,17 +120,39 @@ export function extentOf(
   };
 }
 
+function hostName(state: number): HostState {
+  if (state === COMPRESSED) return 'compressed';
+  if (state === BELOW) return 'unknown';
+  return HOST_STATES[hostOf(state) ?? HOLE]!;
+}
+
+/** The host's side of a state, HOLE to UNKNOWN; null where there is none to be seen. */
+export function hostOf(state: number): number | null {
+  return state <= UNKNOWN ? state : hostSide(state);
+}
+
 /** Whether storage of this state is what the level asks for. */
 export function meetsLevel(state: number, level: Preallocation): boolean {
+  const guest = guestSide(state);
+  if (guest) return mappedMeets(guest, state, level);
   if (state === WRITTEN || state === SERVED_DATA || state === SERVED_ZEROED) return true;
   return level !== 'full' && (state === UNWRITTEN || ALONE.has(state));
 }
 
+function mappedMeets({ mapped }: GuestSide, state: number, level: Preallocation): boolean {
+  if (!mapped) return false;
+  if (level === 'metadata' || state === COMPRESSED) return true;
+  const host = hostSide(state);
+  return host === WRITTEN || (host === UNWRITTEN && level === 'falloc');
+}
+
 /** Why a state does not meet a level, for people. */
 export function whyMissing(state: number, flags: number): string {
-  switch (state) {
+  const guest = guestSide(state);
+  if (guest && !guest.mapped) return guest.why;
+  switch (hostSide(state) ?? state) {
     case HOLE:
-      return 'hole: no host blocks';
+      return guest ? 'hole: mapped, with no host blocks behind it' : 'hole: no host blocks';
     case UNWRITTEN:
       return 'unwritten: host blocks are reserved but not written';
     case SHARED:

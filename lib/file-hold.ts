@@ -17,6 +17,8 @@ export interface HoldOptions {
   direct: boolean;
   /** The caller's word that nobody else writes, where that can't be found out. */
   trusted: boolean;
+  /** Whether what is changed is more than zeros: tables, for one. */
+  guarded?: boolean;
 }
 
 /** A QEMU that fails to get its locks has the file open for a moment. */
@@ -39,6 +41,8 @@ export class FileHold implements AsyncDisposable {
   private directWorks: boolean;
   private proof: Promise<void> = Promise.resolve();
   private renewing = false;
+  /** How often it has been proven: what is known of the file's content is as old as that. */
+  proofs = 0;
   /** False only where the caller vouches for it: then opens are not counted. */
   private watched = true;
 
@@ -58,7 +62,7 @@ export class FileHold implements AsyncDisposable {
     const hold = new FileHold(image, lock, new (native().OpenGate)(), options);
     try {
       await hold.refuseWriters(0);
-      if ((await takeImageLocks(lock)).length > 0) throw await fileInUse(lock);
+      if ((await takeImageLocks(lock)).length > 0) throw await hold.inUse();
       await hold.watch();
       await hold.prove(0);
       return hold;
@@ -75,10 +79,7 @@ export class FileHold implements AsyncDisposable {
   ): Promise<Work> {
     return workUndisturbed(
       ranges,
-      async (rest) => {
-        await this.proof;
-        return this.useWriters((writers) => work(rest, writers));
-      },
+      (rest) => this.use((writers) => work(rest, writers)),
       () => this.renew(),
     );
   }
@@ -88,7 +89,17 @@ export class FileHold implements AsyncDisposable {
     await this.buffered!.use((fd) => native().syncFile(fd, SYNC_FILE));
   }
 
-  private useWriters(work: (writers: Writers) => Promise<Work>): Promise<Work> {
+  private inUse(): Promise<ThickenError> {
+    return fileInUse(this.lock, this.options.guarded);
+  }
+
+  /** Work with the writing descriptors, when the proof stands. */
+  async use<T>(work: (writers: Writers) => Promise<T>): Promise<T> {
+    await this.proof;
+    return this.useWriters(work);
+  }
+
+  private useWriters<T>(work: (writers: Writers) => Promise<T>): Promise<T> {
     const { gate } = this;
     return this.buffered!.use((bufferedFd) => {
       if (!this.direct) return work({ bufferedFd, directFd: -1, gate });
@@ -105,8 +116,8 @@ export class FileHold implements AsyncDisposable {
     }
   }
 
-  /** One renewal serves all the work that was stopped. */
-  private renew(): Promise<void> {
+  /** Proves it again. One renewal serves all the work that was stopped. */
+  renew(): Promise<void> {
     if (!this.renewing) {
       this.renewing = true;
       this.proof = this.prove(PATIENCE_MS).finally(() => (this.renewing = false));
@@ -116,6 +127,7 @@ export class FileHold implements AsyncDisposable {
   }
 
   private async prove(patience: number): Promise<void> {
+    this.proofs++;
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       await this.closeWriters();
       this.gate.reset();
@@ -129,7 +141,7 @@ export class FileHold implements AsyncDisposable {
   private async refuseWriters(patience: number): Promise<void> {
     const until = systemClock.now() + patience;
     while (await this.hasWriter()) {
-      if (systemClock.now() >= until) throw await fileInUse(this.lock);
+      if (systemClock.now() >= until) throw await this.inUse();
       await systemClock.sleep(PROBE_MS, NEVER);
     }
   }

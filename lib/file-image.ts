@@ -1,5 +1,5 @@
 /** Raw image files and block devices, which thicken reads and changes itself. */
-import { fstat, read } from 'node:fs';
+import { fstat } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Descriptor } from './descriptor.js';
 import { errors, rangeError } from './errors.js';
@@ -12,11 +12,13 @@ import {
   type ExtentSource,
 } from './extent-source.js';
 import { readFilesystem } from './filesystem.js';
-import { formatOf, PROBE_LENGTH, requireRaw, type Format } from './format.js';
+import { requireRaw, type Format } from './format.js';
 import { Image } from './image.js';
 import { planFor, type JobImage } from './job-image.js';
 import { FileLiveness } from './liveness.js';
-import { native, type ExtentMethod } from './native.js';
+import { native } from './native.js';
+import type { OpenOptions } from './open-options.js';
+import { probe } from './probe.js';
 import { roundDown } from './range.js';
 import { FILE_ROUTES } from './routes/index.js';
 import { routeOf, type Mechanism, type RouteContext, type RouteRequest } from './routes/route.js';
@@ -25,17 +27,9 @@ import type { Target } from './target.js';
 import type { ImageInfo, RouteName } from './types.js';
 
 const fstatFile = promisify(fstat);
-const readFile = promisify(read);
 
 /** Zero runs on a device are looked for in pages: the usual block of a file system on it. */
 const DEVICE_UNIT = 4096;
-
-export interface OpenOptions {
-  /** The image's format, in QEMU's words; without it, it is probed with the caution of a stranger. */
-  format?: string;
-  /** How the extents of a file are read; the best that the file system answers if absent. */
-  extentMethod?: ExtentMethod;
-}
 
 interface Geometry {
   /** Bytes. */
@@ -60,13 +54,11 @@ export async function openFile(target: Target, options: OpenOptions = {}): Promi
 
 async function describe(target: Target, options: OpenOptions): Promise<Image> {
   const { descriptor } = target;
-  const head = Buffer.alloc(PROBE_LENGTH);
-  const [{ size }, filesystem] = await Promise.all([
+  const [{ size }, filesystem, { head, format }] = await Promise.all([
     descriptor.use((fd) => fstatFile(fd)),
     target.kind === 'file' ? readFilesystem(descriptor) : null,
-    descriptor.use((fd) => readFile(fd, head, 0, PROBE_LENGTH, 0)),
+    probe(descriptor, options.format),
   ]);
-  const format = formatOf(descriptor.path, head, options.format);
   if (!filesystem) return describeDevice(target, format);
   checkSize(size, descriptor.path);
   const source = new FileExtents(descriptor, filesystem, options.extentMethod);
@@ -171,7 +163,7 @@ class FileImage extends Image {
 
   private async check(): Promise<void> {
     this.throwIfClosed();
-    requireRaw(this.path, this.probed);
+    requireRaw(this.path, this.probed, this.target.kind);
     if (this.target.kind === 'block') return;
     const { size } = await this.descriptor.use((fd) => fstatFile(fd));
     if (size !== this.size) {

@@ -47,8 +47,15 @@ function checkName(name: string): string {
   throw usageError(`format ${JSON.stringify(name)} is not known`, `use one of ${known}`);
 }
 
-/** Throws FORMAT_REQUIRED or UNSUPPORTED unless the image can be acted on as raw. */
-export function requireRaw(path: string, format: Format): void {
+/** Throws FORMAT_REQUIRED where only a probe speaks for a format that is not raw. */
+export function requireStated(path: string, format: Format): void {
   if (format.doubtful) throw errors.formatRequired(path, format.name);
-  if (format.name !== 'raw') throw errors.unsupportedFormat(path, format.name);
+}
+
+/** Throws FORMAT_REQUIRED or UNSUPPORTED unless the image can be acted on as raw. */
+export function requireRaw(path: string, format: Format, kind: 'file' | 'block'): void {
+  requireStated(path, format);
+  if (format.name === 'raw') return;
+  if (format.name === 'qcow2' && kind === 'block') throw errors.qcow2OnDevice(path);
+  throw errors.unsupportedFormat(path, format.name);
 }

@@ -61,13 +61,13 @@ export abstract class Image implements AsyncDisposable {
 
   /** What {@link allocate} would do; changes nothing. Throws as `allocate` rejects. */
   async plan(request: AllocationRequest = {}): Promise<Plan> {
-    return (await this.planned(request)).plan;
+    return (await this.feasible(request)).plan;
   }
 
   /** What {@link allocate} would return, with `after` and `verified` null; changes nothing. */
   async dryRun(request: AllocationRequest = {}): Promise<AllocationResult> {
     const began = performance.now();
-    const { image, plan, scope, level } = await this.planned(request);
+    const { image, plan, scope, level } = await this.feasible(request);
     return {
       target: this.path,
       format: this.format,
@@ -92,6 +92,12 @@ export abstract class Image implements AsyncDisposable {
     const { scope, ...planned } = planRequestOf(image, request);
     const plan = await planFor(image, planned);
     return { image, plan, scope, level: planned.level };
+  }
+
+  private async feasible(request: AllocationRequest) {
+    const planned = await this.planned(request);
+    await planned.image.refuse?.(planned.plan);
+    return planned;
   }
 
   /**
@@ -136,10 +142,17 @@ export abstract class Image implements AsyncDisposable {
 
   /** Entries as `qemu-img map` gives them, with the host's state. */
   async *map(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry> {
-    for await (const { offset, length, depth, present, zero, data, host } of this.extents(range)) {
-      const entry = { start: offset, length, depth, present, zero, data };
-      yield this.kind === 'qemu' ? { ...entry, host } : { ...entry, offset, host };
+    for await (const extent of this.extents(range)) {
+      const { offset: start, length, depth, present, zero, data, host } = extent;
+      const entry = { start, length, depth, present, zero, data };
+      const at = this.placeOf(extent);
+      yield at === undefined ? { ...entry, host } : { ...entry, offset: at, host };
     }
+  }
+
+  /** Where an extent lies in the file, in bytes. */
+  protected placeOf({ offset, at }: Extent): number | undefined {
+    return this.kind === 'qemu' ? at : offset;
   }
 
   /** What can't be told or promised of this image, for people. */

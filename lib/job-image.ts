@@ -28,6 +28,8 @@ export interface JobImage {
   warnings: string[];
   /** Throws where the image can't be acted on, or not as the request asks. */
   check(request: AllocationRequest): Promise<void>;
+  /** Throws where a plan can't be carried out as a whole. Nothing has been changed then. */
+  refuse?(plan: Plan): Promise<void>;
   route(name: RouteName, request: RouteRequest): Route;
   /** What is different of a pass, where it does not go over the image's own extents. */
   passOf?(name: RouteName, request: RouteRequest): Partial<PassRequest> | null;

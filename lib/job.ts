@@ -111,6 +111,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     await image.check(this.request);
     const { scope, ...request } = planRequestOf(image, this.request);
     const plan = await this.scan(request);
+    await image.refuse?.(plan);
     try {
       const carriedOut = await this.carryOut(plan, request);
       return await this.finish(scope, request, plan, carriedOut);
@@ -171,12 +172,13 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   private async runOne(pass: PlanPass, request: PlanRequest, keepFree: number): Promise<void> {
     const { image } = this;
     const { exclusive = false } = this.request;
-    const { level } = request;
-    const other = image.passOf?.(pass.route, { level, exclusive });
+    const { level, range } = request;
+    const asked = { level, range, exclusive, keepsFree: keepFree > 0 };
+    const other = image.passOf?.(pass.route, asked);
     await runPass(
       {
         path: image.path,
-        route: other?.route ?? image.route(pass.route, { level, exclusive }),
+        route: other?.route ?? image.route(pass.route, asked),
         source: image.source,
         granularity: image.granularity,
         range: pass.range,

@@ -66,6 +66,110 @@ export interface ZeroWriteOptions {
   settleLength: number;
 }
 
+/** How work on a qcow2 image ended: `code` is OK, or why it was refused (native/qcow2/outcome.h). */
+export interface Qcow2Outcome {
+  code: string;
+  /** What is wrong and what to do about it, without the file's name. */
+  message: string;
+  /** The bytes of the file that it is about; a `size` of 0 where there are none. */
+  at: number;
+  size: number;
+}
+
+/** An image's header and first-level tables, in native memory. */
+export interface Qcow2Tables {
+  close(): void;
+}
+
+/** An allocation in place that is under way. One call at a time. */
+export interface Qcow2Session {
+  close(): void;
+}
+
+export interface Qcow2Facts extends Qcow2Outcome {
+  /** Whether the image may be written to: the dirty and corrupt bits. */
+  writable: Qcow2Outcome;
+  version: number;
+  /** Bytes. */
+  clusterSize: number;
+  virtualSize: number;
+  fileSize: number;
+  snapshots: number;
+  bitmaps: number;
+  encrypted: boolean;
+  extended: boolean;
+  externalData: boolean;
+  backed: boolean;
+  /** As they stand in the image. */
+  backingFile: string | null;
+  backingFormat: string | null;
+  dataFile: string | null;
+}
+
+/** What a qcow2 image consists of; `dataFd` is -1 where its external data file is not open. */
+export interface HostFiles {
+  fd: number;
+  /** Index into EXTENT_METHODS. */
+  method: number;
+  dataFd: number;
+  dataMethod: number;
+}
+
+export interface Qcow2Request {
+  /** Bytes. */
+  offset: number;
+  length: number;
+  /** Index into QCOW2_LEVELS. */
+  level: number;
+  /** Guest offset from which on nothing comes from the backing file. */
+  backingEnd: number;
+}
+
+export const QCOW2_LEVELS = ['metadata', 'falloc', 'full'] as const;
+
+/** All in bytes. */
+export interface Qcow2Needs extends Qcow2Outcome {
+  cancelled: boolean;
+  clusterSize: number;
+  /** New clusters. */
+  data: number;
+  tables: number;
+  refcounts: number;
+  /** Behind `fileEnd`, for clusters that a later write must move. */
+  reserve: number;
+  /** In use before, leaks included. */
+  counted: number;
+  /** What an outgrown table gives back. */
+  freed: number;
+  fileEnd: number;
+  /** New blocks of the host: the container's, and the external data file's. */
+  fileNeeds: number;
+  dataNeeds: number;
+  /** Blocks that the reserve lacks, as the file is now. */
+  unreserved: number;
+  /** Counted, and used by nothing. */
+  surplus: number;
+}
+
+export interface Qcow2Writers {
+  bufferedFd: number;
+  directFd: number;
+  directAlignment: number;
+  gate: OpenGate;
+}
+
+export interface Qcow2Progress extends Qcow2Outcome {
+  /** Guest offset where to go on. */
+  next: number;
+  mapped: number;
+  /** Nothing of this piece was mapped. */
+  cancelled: boolean;
+  /** False where the file system has no fallocate(2). */
+  reserved: boolean;
+  /** Nothing was done: somebody opened the image. */
+  disturbed: boolean;
+}
+
 /**
  * All functions but the classes and peerCredentials run on the addon's own threads, and reject with an error that
  * carries errno, syscall, offset, length, and `partial`: the result as far as it came. The caller
@@ -74,6 +178,8 @@ export interface ZeroWriteOptions {
 export interface Native {
   CancelFlag: new () => CancelFlag;
   OpenGate: new () => OpenGate;
+  Qcow2Tables: new () => Qcow2Tables;
+  Qcow2Session: new () => Qcow2Session;
   readExtents(
     fd: number,
     method: number,
@@ -126,7 +232,40 @@ export interface Native {
   releaseLocks(fd: number, bytes: number[]): Promise<void>;
   probeLocks(fd: number, bytes: number[]): Promise<number[]>;
   probeWriter(fd: number): Promise<boolean>;
-  /** Of a connected UNIX socket. At once; throws an error with an errno. `pid` is 0 where it can't be seen. */
+  /** Reads header and first-level tables into `tables`, which stay empty where they are refused. */
+  openQcow2(tables: Qcow2Tables, fd: number, cancel?: CancelFlag): Promise<Qcow2Facts>;
+  /** States from FIRST_MAPPED on (mapped.ts). `fd` is what the tables were read from. */
+  readQcow2(
+    tables: Qcow2Tables,
+    files: HostFiles,
+    offset: number,
+    end: number,
+    maxExtents: number,
+    cancel?: CancelFlag,
+  ): Promise<Qcow2Outcome & ExtentPage & { host: Float64Array; next: number }>;
+  /** Reads the image afresh, checks all of it, and finds out what the request takes. */
+  prepareQcow2(
+    session: Qcow2Session,
+    files: HostFiles,
+    request: Qcow2Request,
+    cancel?: CancelFlag,
+  ): Promise<Qcow2Needs>;
+  /** Allocates the beginning of a part of the request, and tells how far it came. */
+  allocateQcow2(
+    session: Qcow2Session,
+    writers: Qcow2Writers,
+    dataWriters: Qcow2Writers | undefined,
+    offset: number,
+    length: number,
+    cancel?: CancelFlag,
+  ): Promise<Qcow2Progress>;
+  /** Frees what leaked, reserves what later writes need, and syncs. */
+  finishQcow2(
+    session: Qcow2Session,
+    writers: Qcow2Writers,
+    dataWriters: Qcow2Writers | undefined,
+    cancel?: CancelFlag,
+  ): Promise<Qcow2Progress>;
   /** What full allocation of a qcow2 image takes; reads only. `code` is OK, or why it can't be told. */
   measureQcow2(
     fd: number,
@@ -140,6 +279,7 @@ export interface Native {
     /** Bytes behind that, for clusters that a write must move. */
     reserve: number;
   }>;
+  /** Of a connected UNIX socket. At once; throws an error with an errno. `pid` is 0 where it can't be seen. */
   peerCredentials(fd: number): { pid: number; uid: number; gid: number };
 }
 

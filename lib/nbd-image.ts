@@ -111,7 +111,7 @@ class NbdImage extends Image {
   // eslint-disable-next-line @typescript-eslint/require-await -- the interface is asynchronous
   private async check(): Promise<void> {
     this.throwIfClosed();
-    requireRaw(this.path, this.probed);
+    requireRaw(this.path, this.probed, 'file');
   }
 
   /** A server that has allocated may go on calling it a hole: with SEEK_HOLE, reserved is none. */

@@ -1,29 +1,51 @@
 /** From what the user names to an image. */
-import { openFile, type OpenOptions } from './file-image.js';
+import { openFile } from './file-image.js';
 import type { Image } from './image.js';
 import type { TlsOptions } from './nbd/client.js';
 import { isNbdUri } from './nbd/uri.js';
-import { openTarget, type GuestTarget } from './target.js';
+import type { OpenOptions } from './open-options.js';
+import { probe } from './probe.js';
+import { openTarget, type GuestTarget, type Target } from './target.js';
 
-export type { OpenOptions } from './file-image.js';
+export type { OpenOptions } from './open-options.js';
 
 /**
  * Opens a path (an image file or a block device), an export of an NBD server by its URI, or a disk
  * that a running QEMU has open. Nothing is changed or locked before `allocate`; a guest's disk gets
  * an export for its map. Throws a ThickenError: the errno's name, EISDIR, UNSUPPORTED, USAGE, RANGE,
- * CHANGED; of an export also NBD_LOST, NBD_REFUSED, NBD_TLS, NBD_TIMEOUT, NBD_PROTOCOL; of a guest's
- * disk also MONITOR_BUSY, QMP_LOST, UNKNOWN_DEVICE, NBD_BUSY, and what else QmpClient throws.
+ * CHANGED; of a qcow2 image also NOT_QCOW2, QCOW2_CORRUPT, QCOW2_OUTSIDE_FILE, QCOW2_ABSURD,
+ * QCOW2_UNKNOWN_FEATURE; of an export NBD_LOST, NBD_REFUSED, NBD_TLS, NBD_TIMEOUT, NBD_PROTOCOL; of a
+ * guest's disk MONITOR_BUSY, QMP_LOST, UNKNOWN_DEVICE, NBD_BUSY, and what else QmpClient throws.
  */
 export async function open(
   target: string | GuestTarget,
   options: OpenOptions & { nbd?: string; tls?: TlsOptions | true } = {},
 ): Promise<Image> {
-  // Loaded only where they are needed: the command line starts the faster.
   if (typeof target === 'string' && isNbdUri(target)) {
+    // Loaded only where it is needed, as the next: the command line starts the faster.
     const { openNbd } = await import('./nbd-image.js');
     return openNbd(target, options);
   }
-  if (typeof target === 'string') return openFile(await openTarget(target), options);
+  if (typeof target === 'string') return openPath(await openTarget(target), options);
   const { openGuestDisk } = await import('./qemu/guest-image.js');
   return openGuestDisk(target, options);
+}
+
+/** Each kind of image is loaded only where it is needed. */
+async function openPath(target: Target, options: OpenOptions): Promise<Image> {
+  const format = await formatOf(target, options);
+  if (target.kind === 'block' || format.name !== 'qcow2') return openFile(target, options);
+  const { openQcow2 } = await import('./qcow2/image.js');
+  // A guest can write a header into its raw disk: one that is none is no reason to fail.
+  const fallback = format.doubtful ? () => openFile(target, options) : undefined;
+  return openQcow2(target, format, options, fallback);
+}
+
+async function formatOf({ descriptor }: Target, options: OpenOptions) {
+  try {
+    return (await probe(descriptor, options.format)).format;
+  } catch (error) {
+    await descriptor.close();
+    throw error;
+  }
 }

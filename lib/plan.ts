@@ -7,6 +7,7 @@ import {
   ABSENT,
   BACKED_ZERO,
   BACKED_ZEROED,
+  hostOf,
   meetsLevel,
   SHARED,
   STATE_NAMES,
@@ -30,7 +31,7 @@ export interface Survey {
   missing: number;
   /** Missing bytes that will take new host blocks: all with a route but unwritten extents. */
   needed: number;
-  /** Number of missing extents, before any merging. */
+  /** Number of missing extents that have a place on the host, before any merging. */
   pieces: number;
   shared: number;
   unknown: number;
@@ -68,6 +69,7 @@ const ROUTE_ORDER: RouteName[] = [
   'reserve',
   'populate',
   'stream',
+  'qcow2',
 ];
 /** Missing states that take no new host blocks when they are dealt with. */
 const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, BACKED_ZEROED, ABSENT]);
@@ -111,7 +113,8 @@ export class Planner {
   private readonly lists: (RangeList | null)[];
   private readonly byRoute = new Map<RouteName, RangeList>();
   private readonly byReason = new Map<string, RangeList>();
-  /** Number of extents that do not meet the level. */
+  /** By state: whether an extent that does not meet the level has a place on the host. */
+  private readonly placed = STATE_NAMES.map((_, state) => hostOf(state) !== null);
   private pieces = 0;
 
   /** Without `reasons`, the survey's `missingRanges` stay empty. Throws USAGE. */
@@ -128,20 +131,20 @@ export class Planner {
   }
 
   add(page: ExtentPage): void {
-    const { bytes, meets, lists, reasons } = this;
+    const { bytes, meets, placed, lists, reasons } = this;
     const { offset, length, state, flags } = page;
     for (let i = 0; i < state.length; i++) {
       const of = state[i]!;
       bytes[of]! += length[i]!;
       if (meets[of]) continue;
-      this.pieces++;
+      if (placed[of]) this.pieces++;
       lists[of]?.add(offset[i]!, length[i]!);
       if (reasons) listOf(this.byReason, whyMissing(of, flags[i]!)).add(offset[i]!, length[i]!);
     }
   }
 
   survey(): Survey {
-    const { bytes, meets, routes } = this;
+    const { bytes, meets, routes, facts, request } = this;
     const sumOf = (wanted: (state: number) => boolean) =>
       bytes.reduce((total, amount, state) => (wanted(state) ? total + amount : total), 0);
     const lists = [...(this.reasons ? this.byReason : this.byRoute).values()];
@@ -150,9 +153,10 @@ export class Planner {
       met: sumOf((state) => meets[state]!),
       missing: sumOf((state) => !meets[state]!),
       needed:
-        this.unreserved || sumOf((state) => routes[state] !== null && !TAKES_NOTHING.has(state)),
+        KINDS[facts.kind].takes?.(facts, request) ??
+        sumOf((state) => routes[state] !== null && !TAKES_NOTHING.has(state)),
       pieces: this.pieces,
-      shared: bytes[SHARED]!,
+      shared: sumOf((state) => hostOf(state) === SHARED),
       unknown: bytes[UNKNOWN]!,
       unreserved: this.unreserved,
       // Only `verify` asks for them, and they may be many.
@@ -174,20 +178,15 @@ export class Planner {
   }
 
   private get unreserved(): number {
-    const { level, route } = this.request;
-    const asked = level === 'falloc' && (route === undefined || route === 'reserve');
-    return asked ? (this.facts.unreserved ?? 0) : 0;
+    const { facts, request } = this;
+    return KINDS[facts.kind].unreserved?.(facts, request) ?? 0;
   }
 
-  /** What concerns the image as a whole. */
   private wholes(): PlanPass[] {
-    const { range, dropBacking } = this.request;
-    const passes: PlanPass[] = [];
-    const bytes = this.unreserved;
-    if (bytes > 0) passes.push({ route: 'reserve', range, bytes, ranges: null });
-    const drops = dropBacking && this.facts.backed && !this.byRoute.get('stream')?.bytes;
-    if (drops) passes.push({ route: 'stream', range, bytes: 0, ranges: null });
-    return passes;
+    const { facts, request, byRoute } = this;
+    const listed = (route: RouteName) => (byRoute.get(route)?.bytes ?? 0) > 0;
+    const wholes = KINDS[facts.kind].wholes?.(facts, request, listed) ?? [];
+    return wholes.map(({ route, bytes }) => ({ route, range: request.range, bytes, ranges: null }));
   }
 
   finish(): Plan {

@@ -106,15 +106,22 @@ const SPARSE = 2048;
 /** Gives the last extent of `page` to `following`, where that continues it. */
 function withoutContinued(page: ExtentPage, following: ExtentPage): ExtentPage {
   const last = page.state.length - 1;
-  const continues =
-    page.state[last] === following.state[0] && page.flags[last] === following.flags[0];
-  if (!continues) return page;
+  if (!continues(page, last, following)) return page;
   following.offset[0] = page.offset[last]!;
   following.length[0]! += page.length[last]!;
+  if (page.host && following.host) following.host[0] = page.host[last]!;
   return {
     offset: page.offset.subarray(0, last),
     length: page.length.subarray(0, last),
     state: page.state.subarray(0, last),
     flags: page.flags.subarray(0, last),
+    ...(page.host && { host: page.host.subarray(0, last) }),
   };
+}
+
+function continues(page: ExtentPage, last: number, following: ExtentPage): boolean {
+  if (page.state[last] !== following.state[0] || page.flags[last] !== following.flags[0]) return false;
+  if (!page.host || !following.host) return true;
+  const at = page.host[last]!;
+  return following.host[0] === (at < 0 ? at : at + page.length[last]!);
 }

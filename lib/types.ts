@@ -14,7 +14,8 @@ export type RouteName =
   | 'nbd-write'
   | 'populate'
   | 'stream'
-  | 'reserve';
+  | 'reserve'
+  | 'qcow2';
 
 export interface ByteRange {
   offset: number;

@@ -5,17 +5,21 @@
 
 namespace thicken {
 
+static void exportClass(Napi::Object exports, const char* name, Napi::Function constructor,
+                        Napi::FunctionReference* kept) {
+  *kept = Napi::Persistent(constructor);
+  exports.Set(name, constructor);
+}
+
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* data = new AddonData(env);
   env.SetInstanceData(data);
   env.AddCleanupHook([](AddonData* ending) { ending->pool.stop(); }, data);
 
-  Napi::Function cancelFlag = CancelFlagObject::define(env);
-  data->cancelFlagClass = Napi::Persistent(cancelFlag);
-  exports.Set("CancelFlag", cancelFlag);
-  Napi::Function openGate = OpenGateObject::define(env);
-  data->openGateClass = Napi::Persistent(openGate);
-  exports.Set("OpenGate", openGate);
+  exportClass(exports, "CancelFlag", CancelFlagObject::define(env), &data->cancelFlagClass);
+  exportClass(exports, "OpenGate", OpenGateObject::define(env), &data->openGateClass);
+  exportClass(exports, "Qcow2Tables", Qcow2TablesObject::define(env), &data->qcow2TablesClass);
+  exportClass(exports, "Qcow2Session", Qcow2SessionObject::define(env), &data->qcow2SessionClass);
   exportExtents(env, exports);
   exportAllocate(env, exports);
   exportDevice(env, exports);
@@ -23,6 +27,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportLock(env, exports);
   exportPeer(env, exports);
   exportQcow2(env, exports);
+  exportQcow2Allocate(env, exports);
   return exports;
 }
 

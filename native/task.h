@@ -18,6 +18,8 @@ struct AddonData {
   Pool pool;
   Napi::FunctionReference cancelFlagClass;
   Napi::FunctionReference openGateClass;
+  Napi::FunctionReference qcow2TablesClass;
+  Napi::FunctionReference qcow2SessionClass;
 };
 
 inline Napi::Error errorOf(Napi::Env env, const Status& status) {

@@ -13,7 +13,7 @@ import { styled } from './output.js';
 
 type Colour = 'green' | 'cyan' | 'yellow' | 'magenta' | 'gray';
 
-const COLOURS: Record<(typeof STATE_NAMES)[number], Colour> = {
+const COLOURS: Record<string, Colour> = {
   written: 'green',
   unwritten: 'cyan',
   shared: 'yellow',
@@ -32,6 +32,10 @@ const COLOURS: Record<(typeof STATE_NAMES)[number], Colour> = {
 };
 /** What the image has no storage of its own for. */
 const MISSING = new Set([HOLE, BACKED_DATA, BACKED_ZERO, BACKED_ZEROED, ABSENT, UNALLOCATED]);
+
+function colourOf(name: string): Colour {
+  return COLOURS[name] ?? 'gray';
+}
 
 const HEIGHTS = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const EMPTY = '░';
@@ -59,7 +63,7 @@ export function renderBar(buckets: Buckets): string {
 
 function cellOf(buckets: Buckets, column: number): { glyph: string; colour: Colour } {
   let filled = 0;
-  let most: (typeof STATE_NAMES)[number] = 'hole';
+  let most = 'hole';
   let mostShare = 0;
   STATE_NAMES.forEach((name, state) => {
     if (MISSING.has(state)) return;
@@ -67,17 +71,17 @@ function cellOf(buckets: Buckets, column: number): { glyph: string; colour: Colo
     filled += share;
     if (share > mostShare) [most, mostShare] = [name, share];
   });
-  if (filled === 0) return { glyph: EMPTY, colour: COLOURS.hole };
+  if (filled === 0) return { glyph: EMPTY, colour: colourOf('hole') };
   // The full block is for a column without any hole.
   const height = filled >= 1 - 1e-9 ? 7 : Math.min(6, Math.floor(filled * 8));
-  return { glyph: HEIGHTS[height]!, colour: COLOURS[most] };
+  return { glyph: HEIGHTS[height]!, colour: colourOf(most) };
 }
 
 function legend(buckets: Buckets): string {
   const parts = STATE_NAMES.map((name, state) => {
     const bytes = buckets.totals[state]!;
     const mark = MISSING.has(state) ? EMPTY : '█';
-    return bytes > 0 ? `${styled(COLOURS[name], mark)} ${name} ${formatBytes(bytes)}` : '';
+    return bytes > 0 ? `${styled(colourOf(name), mark)} ${name} ${formatBytes(bytes)}` : '';
   });
   return parts.filter(Boolean).join('   ') || 'empty';
 }

@@ -1,4 +1,14 @@
-import { STATE_NAMES, type ExtentPage } from '../extent.js';
+import {
+  BACKED_DATA,
+  HOLE,
+  hostOf,
+  OWN_ZERO,
+  SHARED,
+  STATE_NAMES,
+  UNALLOCATED,
+  type ExtentPage,
+} from '../extent.js';
+import { BELOW, COMPRESSED, FIRST_MAPPED, guestSide, PLAIN_ZEROS } from '../mapped.js';
 import type { ByteRange } from '../types.js';
 
 /** A range cut into equal columns, with the bytes of each state in each: what a picture needs. */
@@ -16,7 +26,7 @@ export class Buckets {
 
   addPage(page: ExtentPage): void {
     for (let i = 0; i < page.state.length; i++) {
-      this.add(page.offset[i]! - this.range.offset, page.length[i]!, page.state[i]!);
+      this.add(page.offset[i]! - this.range.offset, page.length[i]!, picturedAs(page.state[i]!));
     }
   }
 
@@ -42,4 +52,18 @@ export class Buckets {
       ? 0
       : Math.min(1, this.bytes[column * STATE_NAMES.length + state]! / this.width);
   }
+}
+
+/**
+ * What a state of both sides looks like: the host's, where the image maps it to that. What a later write
+ * must move looks shared.
+ */
+function picturedAs(state: number): number {
+  if (state < FIRST_MAPPED) return state;
+  const host = hostOf(state);
+  const guest = guestSide(state)!;
+  if (host !== null && guest.mapped) return guest.moves && host !== HOLE ? SHARED : host;
+  if (state === COMPRESSED) return SHARED;
+  if (state === BELOW) return BACKED_DATA;
+  return state === PLAIN_ZEROS ? OWN_ZERO : UNALLOCATED;
 }

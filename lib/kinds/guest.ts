@@ -1,6 +1,6 @@
 /** Images in a format, which the QEMU that has them open changes. */
 import { errors } from '../errors.js';
-import type { Kind } from './kind.js';
+import type { Kind, PlanFacts, PlanRequest } from './kind.js';
 
 const REASONS: Record<string, string> = {
   populate: 'content of a backing file: QEMU copies it into the image, range by range',
@@ -26,4 +26,22 @@ export const guestKind: Kind = {
   },
 
   reasonFor: (route) => REASONS[route]!,
+
+  unreserved,
+
+  wholes(facts, request, listed) {
+    const bytes = unreserved(facts, request);
+    const drops = request.dropBacking && facts.backed && !listed('stream');
+    return [
+      ...(bytes > 0 ? [{ route: 'reserve' as const, bytes }] : []),
+      ...(drops ? [{ route: 'stream' as const, bytes: 0 }] : []),
+    ];
+  },
+
+  takes: (facts, request) => unreserved(facts, request) || null,
 };
+
+function unreserved(facts: PlanFacts, { level, route }: PlanRequest): number {
+  const asked = level === 'falloc' && (route === undefined || route === 'reserve');
+  return asked ? (facts.unreserved ?? 0) : 0;
+}

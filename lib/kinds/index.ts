@@ -2,6 +2,7 @@
 import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
+import { qcow2Kind } from './qcow2.js';
 import type { Kind, PlanFacts } from './kind.js';
 import { nbdKind } from './nbd.js';
 
@@ -12,4 +13,5 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   block: blockKind,
   guest: guestKind,
   nbd: nbdKind,
+  qcow2: qcow2Kind,
 };

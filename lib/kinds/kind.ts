@@ -3,8 +3,11 @@ import type { ByteRange, Preallocation, RouteName } from '../types.js';
 
 export interface PlanFacts {
   path: string;
-  /** `guest`: an image in a format, changed by the QEMU that has it open. */
-  kind: 'file' | 'block' | 'guest' | 'nbd';
+  /**
+   * `guest`: an image in a format, changed by the QEMU that has it open; `qcow2`: one at rest, which
+   * thicken changes itself.
+   */
+  kind: 'file' | 'block' | 'guest' | 'qcow2' | 'nbd';
   /** What the file system is believed to do; of an NBD server, whether it can be told to allocate. */
   abilities: { fallocate: boolean; unshare: boolean };
   /** Whether there is a backing file. */
@@ -13,6 +16,10 @@ export interface PlanFacts {
   subclusters?: boolean;
   /** Host bytes that guest writes may need, and that nothing holds ready; null: can't be told. */
   unreserved?: number | null;
+  /** Bytes that the request takes of the file system, where the image's own tables tell. */
+  takes?: number | null;
+  /** Bytes that the image counts as used, and nothing uses: an earlier run was cut short. */
+  leaked?: number;
 }
 
 export interface PlanRequest {
@@ -22,6 +29,12 @@ export interface PlanRequest {
   /** Instead of the plan's choice. */
   route?: RouteName | undefined;
   dropBacking?: boolean;
+}
+
+/** What concerns the image as a whole. */
+export interface Whole {
+  route: RouteName;
+  bytes: number;
 }
 
 export interface Kind {
@@ -34,4 +47,10 @@ export interface Kind {
   routeFor(state: number, facts: PlanFacts, request: PlanRequest): RouteName | null;
   /** Why one of its routes is taken, for people. */
   reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): string;
+  /** Bytes that are not held ready for guest writes, where the request asks for that. */
+  unreserved?(facts: PlanFacts, request: PlanRequest): number;
+  /** What is to be done beside the extents; `listed`: whether a route has some of them. */
+  wholes?(facts: PlanFacts, request: PlanRequest, listed: (route: RouteName) => boolean): Whole[];
+  /** Bytes of new host blocks; null: all that is missing and has a route. */
+  takes?(facts: PlanFacts, request: PlanRequest): number | null;
 }

@@ -1,10 +1,11 @@
 /** A disk that a running QEMU has open: what it is, and how QEMU is had to allocate it. */
 import { errors, toThickenError } from '../errors.js';
-import { openFile, type OpenOptions } from '../file-image.js';
+import { openFile } from '../file-image.js';
 import { Image } from '../image.js';
 import type { JobImage } from '../job-image.js';
 import { planFor } from '../job-image.js';
 import { ALWAYS_LIVE } from '../liveness.js';
+import type { OpenOptions } from '../open-options.js';
 import type { PlanFacts } from '../plan.js';
 import { startDetachedStream } from '../qmp/block-jobs.js';
 import { QmpClient } from '../qmp/client.js';

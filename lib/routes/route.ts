@@ -3,13 +3,17 @@ import type { Steered } from '../controls.js';
 import type { Descriptor } from '../descriptor.js';
 import type { Filesystem } from '../filesystem.js';
 import type { CancelFlag, Work } from '../native.js';
-import type { Preallocation, RouteName } from '../types.js';
+import type { ByteRange, Preallocation, RouteName } from '../types.js';
 
 /** What a request says that routes need to know. */
 export interface RouteRequest {
   level: Preallocation;
   /** The caller's word that nothing else uses the image. */
   exclusive: boolean;
+  /** The range of the request, in bytes. */
+  range: ByteRange;
+  /** Whether free space is watched: then nothing is taken ahead of its chunk. */
+  keepsFree: boolean;
 }
 
 /** A file or block device, for routes that change it themselves. */

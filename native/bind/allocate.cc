@@ -24,22 +24,17 @@ Napi::Value jsFallocate(const Napi::CallbackInfo& info) {
       workValue);
 }
 
-uint64_t field(Napi::Object object, const char* name) {
-  return bytesOf(static_cast<Napi::Value>(object.Get(name)));
-}
-
 ZeroWrite zeroWriteArg(const Napi::CallbackInfo& info, size_t index) {
-  if (!info[index].IsObject()) throw Napi::TypeError::New(info.Env(), "expected an object");
-  auto object = info[index].As<Napi::Object>();
+  const Napi::Object object = objectArg(info, index);
   ZeroWrite options;
   options.bufferedFd = object.Get("bufferedFd").ToNumber().Int32Value();
   options.directFd = object.Get("directFd").ToNumber().Int32Value();
-  options.directAlignment = field(object, "directAlignment");
-  options.directMinimum = field(object, "directMinimum");
-  options.granularity = field(object, "granularity");
-  options.expectedSize = field(object, "expectedSize");
-  options.settle.offset = field(object, "settleOffset");
-  options.settle.length = field(object, "settleLength");
+  options.directAlignment = bytesField(object, "directAlignment");
+  options.directMinimum = bytesField(object, "directMinimum");
+  options.granularity = bytesField(object, "granularity");
+  options.expectedSize = bytesField(object, "expectedSize");
+  options.settle.offset = bytesField(object, "settleOffset");
+  options.settle.length = bytesField(object, "settleLength");
   if (options.granularity == 0 || options.granularity > kScratchSize)
     throw Napi::RangeError::New(info.Env(), "granularity must be 1 byte to 1 MiB");
   return options;

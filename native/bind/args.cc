@@ -48,6 +48,21 @@ std::vector<Range> rangesArg(const Napi::CallbackInfo& info, size_t index) {
   return ranges;
 }
 
+Napi::Object objectArg(const Napi::CallbackInfo& info, size_t index) {
+  if (!info[index].IsObject()) throw Napi::TypeError::New(info.Env(), "expected an object");
+  return info[index].As<Napi::Object>();
+}
+
+uint64_t bytesField(Napi::Object object, const char* name) {
+  return bytesOf(static_cast<Napi::Value>(object.Get(name)));
+}
+
+int descriptorField(Napi::Object object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsNumber()) throw Napi::TypeError::New(object.Env(), "expected a file descriptor");
+  return value.As<Napi::Number>().Int32Value();
+}
+
 std::vector<uint64_t> listArg(const Napi::CallbackInfo& info, size_t index) {
   if (!info[index].IsArray()) throw Napi::TypeError::New(info.Env(), "expected an array");
   auto array = info[index].As<Napi::Array>();

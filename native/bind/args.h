@@ -2,11 +2,14 @@
 
 #include <napi.h>
 
+#include <cstring>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "../cancel.h"
 #include "../gate.h"
+#include "../qcow2/allocate.h"
 #include "../status.h"
 
 namespace thicken {
@@ -68,6 +71,80 @@ class OpenGateObject : public Napi::ObjectWrap<OpenGateObject> {
   std::shared_ptr<OpenGate> gate_;
 };
 
+/// An image's header and first-level tables, as they were last read. Work that has begun goes on
+/// with what it began with.
+struct Qcow2Tables {
+  std::mutex mutex;
+  std::shared_ptr<const qcow2::Image> image;
+
+  std::shared_ptr<const qcow2::Image> get() {
+    std::lock_guard<std::mutex> guard(mutex);
+    return image;
+  }
+  void set(std::shared_ptr<const qcow2::Image> next) {
+    std::lock_guard<std::mutex> guard(mutex);
+    image = std::move(next);
+  }
+};
+
+/// The JavaScript class that holds them: `new Qcow2Tables()`, `close()`.
+class Qcow2TablesObject : public Napi::ObjectWrap<Qcow2TablesObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  explicit Qcow2TablesObject(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<Qcow2TablesObject>(info) {}
+
+  std::shared_ptr<Qcow2Tables> tables() const { return tables_; }
+
+ private:
+  void close(const Napi::CallbackInfo&) { tables_->set(nullptr); }
+
+  std::shared_ptr<Qcow2Tables> tables_ = std::make_shared<Qcow2Tables>();
+};
+
+/// An allocation in place that is under way. One call at a time: each brings the descriptors that
+/// it works with, which may be others than those of the call before.
+struct Qcow2Session {
+  std::mutex mutex;
+  qcow2::FileIo file{-1};
+  qcow2::FileIo data{-1};
+  std::unique_ptr<qcow2::Allocator> allocator;
+};
+
+/// The JavaScript class that holds it: `new Qcow2Session()`, `close()`.
+class Qcow2SessionObject : public Napi::ObjectWrap<Qcow2SessionObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  explicit Qcow2SessionObject(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<Qcow2SessionObject>(info) {}
+
+  std::shared_ptr<Qcow2Session> session() const { return session_; }
+
+ private:
+  /// What runs keeps its session; calls from now on get an empty one.
+  void close(const Napi::CallbackInfo&) { session_ = std::make_shared<Qcow2Session>(); }
+
+  std::shared_ptr<Qcow2Session> session_ = std::make_shared<Qcow2Session>();
+};
+
+/// A number of bytes that is a property of an object.
+uint64_t bytesField(Napi::Object object, const char* name);
+int descriptorField(Napi::Object object, const char* name);
+Napi::Object objectArg(const Napi::CallbackInfo& info, size_t index);
+
+/// {fd, method, dataFd, dataMethod}
+qcow2::HostFiles hostFilesArg(const Napi::CallbackInfo& info, size_t index);
+
+/// Sets code, message, offset and length: how it ended.
+void setOutcome(Napi::Env env, Napi::Object value, const qcow2::Outcome& outcome);
+
+template <typename Array, typename Element>
+Array typedArray(Napi::Env env, const std::vector<Element>& from) {
+  Array array = Array::New(env, from.size());
+  if (!from.empty()) std::memcpy(array.Data(), from.data(), from.size() * sizeof(Element));
+  return array;
+}
+
 void exportExtents(Napi::Env env, Napi::Object exports);
 void exportAllocate(Napi::Env env, Napi::Object exports);
 void exportDevice(Napi::Env env, Napi::Object exports);
@@ -75,5 +152,6 @@ void exportFile(Napi::Env env, Napi::Object exports);
 void exportLock(Napi::Env env, Napi::Object exports);
 void exportPeer(Napi::Env env, Napi::Object exports);
 void exportQcow2(Napi::Env env, Napi::Object exports);
+void exportQcow2Allocate(Napi::Env env, Napi::Object exports);
 
 }  // namespace thicken

@@ -8,13 +8,6 @@ namespace {
 
 constexpr size_t kMostExtents = 1u << 20;
 
-template <typename Array, typename Element>
-Array typedArray(Napi::Env env, const std::vector<Element>& from) {
-  Array array = Array::New(env, from.size());
-  if (!from.empty()) std::memcpy(array.Data(), from.data(), from.size() * sizeof(Element));
-  return array;
-}
-
 Napi::Value pageValue(Napi::Env env, const ExtentPage& page) {
   Napi::Object value = Napi::Object::New(env);
   value.Set("offset", typedArray<Napi::Float64Array>(env, page.offset));

@@ -1,4 +1,3 @@
-#include "../qcow2/allocate.h"
 #include "../task.h"
 #include "args.h"
 
@@ -7,9 +6,120 @@ namespace {
 
 using qcow2::Allocator;
 using qcow2::Code;
+using qcow2::Header;
+using qcow2::HostFiles;
 using qcow2::Image;
+using qcow2::JoinedPage;
 using qcow2::Needed;
 using qcow2::Outcome;
+
+constexpr size_t kMostExtents = 1u << 20;
+
+std::shared_ptr<Qcow2Tables> tablesArg(const Napi::CallbackInfo& info, size_t index) {
+  auto& tablesClass = info.Env().GetInstanceData<AddonData>()->qcow2TablesClass;
+  const Napi::Object object = objectArg(info, index);
+  if (!object.InstanceOf(tablesClass.Value()))
+    throw Napi::TypeError::New(info.Env(), "expected Qcow2Tables");
+  return Qcow2TablesObject::Unwrap(object)->tables();
+}
+
+Status statusOf(const Outcome& outcome) {
+  return outcome.code == Code::io ? outcome.status : Status{};
+}
+
+struct Opened {
+  Outcome outcome;
+  Outcome writable;
+  std::shared_ptr<Image> image = std::make_shared<Image>();
+};
+
+// A name is bytes; those that are no UTF-8 come out as replacement characters.
+void setName(Napi::Object value, const char* key, const std::string& name) {
+  if (name.empty())
+    value.Set(key, value.Env().Null());
+  else
+    value.Set(key, Napi::String::New(value.Env(), name));
+}
+
+Napi::Value openedValue(Napi::Env env, const Opened& opened) {
+  Napi::Object value = Napi::Object::New(env);
+  setOutcome(env, value, opened.outcome);
+  Napi::Object writable = Napi::Object::New(env);
+  setOutcome(env, writable, opened.writable);
+  value.Set("writable", writable);
+  const Header& header = opened.image->header;
+  const auto set = [&](const char* name, uint64_t number) {
+    value.Set(name, static_cast<double>(number));
+  };
+  set("version", header.version);
+  set("clusterSize", opened.image->geometry.clusterSize());
+  set("virtualSize", header.virtualSize);
+  set("fileSize", opened.image->fileSize);
+  set("snapshots", opened.image->snapshots.size());
+  set("bitmaps", header.bitmapCount);
+  value.Set("encrypted", header.cryptMethod != 0);
+  value.Set("extended", opened.image->geometry.extended);
+  value.Set("externalData", opened.image->geometry.externalData);
+  value.Set("backed", header.hasBacking);
+  setName(value, "backingFile", header.backingFile);
+  setName(value, "backingFormat", header.backingFormat);
+  setName(value, "dataFile", header.dataFile);
+  return value;
+}
+
+// (tables, fd, cancel?) → facts; reads only
+Napi::Value jsOpenQcow2(const Napi::CallbackInfo& info) {
+  const int fd = descriptorArg(info, 1);
+  return queue<Opened>(
+      info.Env(), cancelArg(info, 2),
+      [fd, tables = tablesArg(info, 0)](Opened* opened, const CancelFlag&) {
+        qcow2::FileIo io(fd);
+        opened->outcome = qcow2::openImage(io, opened->image.get());
+        opened->writable = qcow2::checkWritable(opened->image->header);
+        tables->set(opened->outcome.ok() ? opened->image : nullptr);
+        return statusOf(opened->outcome);
+      },
+      openedValue);
+}
+
+struct Joined {
+  Outcome outcome;
+  JoinedPage page;
+};
+
+Napi::Value joinedValue(Napi::Env env, const Joined& joined) {
+  Napi::Object value = Napi::Object::New(env);
+  setOutcome(env, value, joined.outcome);
+  const JoinedPage& page = joined.page;
+  value.Set("offset", typedArray<Napi::Float64Array>(env, page.offset));
+  value.Set("length", typedArray<Napi::Float64Array>(env, page.length));
+  value.Set("state", typedArray<Napi::Uint8Array>(env, page.state));
+  value.Set("flags", typedArray<Napi::Uint32Array>(env, page.flags));
+  value.Set("host", typedArray<Napi::Float64Array>(env, page.host));
+  value.Set("next", static_cast<double>(page.next));
+  return value;
+}
+
+// (tables, files, offset, end, maxExtents, cancel?) → page
+Napi::Value jsReadQcow2(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const HostFiles files = hostFilesArg(info, 1);
+  const uint64_t offset = bytesOf(info[2]);
+  const uint64_t end = bytesOf(info[3]);
+  const uint64_t most = bytesOf(info[4]);
+  if (end < offset || most < 1 || most > kMostExtents)
+    throw Napi::RangeError::New(env, "expected offset <= end and 1 to 2^20 extents");
+  const std::shared_ptr<const Image> image = tablesArg(info, 0)->get();
+  if (!image) throw Napi::TypeError::New(env, "the image is closed");
+  return queue<Joined>(
+      env, cancelArg(info, 5),
+      [=](Joined* joined, const CancelFlag& cancel) {
+        joined->outcome = qcow2::readJoined(*image, files, Range{offset, end - offset}, most,
+                                            cancel, &joined->page);
+        return statusOf(joined->outcome);
+      },
+      joinedValue);
+}
 
 struct Measured {
   Outcome outcome;
@@ -31,7 +141,7 @@ Status measure(int fd, const CancelFlag& cancel, Measured* measured) {
   bool cancelled = false;
   measured->outcome = allocator.prepare(request, cancel, &cancelled);
   measured->needed = allocator.needed();
-  return measured->outcome.code == Code::io ? measured->outcome.status : Status{};
+  return statusOf(measured->outcome);
 }
 
 Napi::Value measuredValue(Napi::Env env, const Measured& measured) {
@@ -39,8 +149,7 @@ Napi::Value measuredValue(Napi::Env env, const Measured& measured) {
   const auto set = [&](const char* name, uint64_t bytes) {
     value.Set(name, Napi::Number::New(env, static_cast<double>(bytes)));
   };
-  value.Set("code", qcow2::codeName(measured.outcome.code));
-  value.Set("message", measured.outcome.message);
+  setOutcome(env, value, measured.outcome);
   set("clusterSize", measured.clusterSize);
   set("fileEnd", measured.needed.fileEnd);
   set("reserve", measured.needed.reserve * measured.clusterSize);
@@ -58,7 +167,31 @@ Napi::Value jsMeasureQcow2(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
+Napi::Function Qcow2TablesObject::define(Napi::Env env) {
+  return DefineClass(env, "Qcow2Tables", {InstanceMethod<&Qcow2TablesObject::close>("close")});
+}
+
+HostFiles hostFilesArg(const Napi::CallbackInfo& info, size_t index) {
+  constexpr uint64_t kMethods = 4;
+  const Napi::Object object = objectArg(info, index);
+  const uint64_t method = bytesField(object, "method");
+  const uint64_t dataMethod = bytesField(object, "dataMethod");
+  if (method >= kMethods || dataMethod >= kMethods)
+    throw Napi::RangeError::New(info.Env(), "unknown method");
+  return HostFiles{descriptorField(object, "fd"), static_cast<ExtentMethod>(method),
+                   descriptorField(object, "dataFd"), static_cast<ExtentMethod>(dataMethod)};
+}
+
+void setOutcome(Napi::Env env, Napi::Object value, const Outcome& outcome) {
+  value.Set("code", qcow2::codeName(outcome.code));
+  value.Set("message", Napi::String::New(env, outcome.message));
+  value.Set("at", static_cast<double>(outcome.status.offset));
+  value.Set("size", static_cast<double>(outcome.status.length));
+}
+
 void exportQcow2(Napi::Env env, Napi::Object exports) {
+  exports.Set("openQcow2", Napi::Function::New(env, jsOpenQcow2));
+  exports.Set("readQcow2", Napi::Function::New(env, jsReadQcow2));
   exports.Set("measureQcow2", Napi::Function::New(env, jsMeasureQcow2));
 }
 

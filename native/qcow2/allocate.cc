@@ -83,6 +83,7 @@ Outcome Allocator::planNeeded(const Demand& demand) {
   needed_.refcounts = growth.blocks + growth.table + (end - start - fresh);
   needed_.freed = growth.table == 0 ? 0 : image_.header.refcountTableClusters;
   needed_.fileEnd = std::max(image_.fileSize, bytes(end));
+  needed_.area = ClusterRun{next_, end - next_};
   planReserve(demand);
   return {};
 }

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "chunk.h"
 #include "demand.h"
+#include "host.h"
 #include "layout.h"
 #include "survey.h"
 
@@ -22,8 +24,16 @@ struct Needed {
   uint64_t free = 0;       ///< free clusters within the file, which are then reserved too
   uint64_t counted = 0;    ///< clusters in use before, leaks included
   uint64_t fileEnd = 0;    ///< bytes: where the file ends afterwards, without the reserve
+  ClusterRun area;         ///< all new clusters lie in it
 
   uint64_t total() const { return data + tables + refcounts; }
+};
+
+/// What a request takes of the file systems, beyond the blocks that the files hold already. Bytes.
+struct HostNeeds {
+  uint64_t file = 0;        ///< of the container's
+  uint64_t data = 0;        ///< of the external data file's
+  uint64_t unreserved = 0;  ///< that part of `file` which is for later writes, as the file is now
 };
 
 /// What one call did.
@@ -50,6 +60,9 @@ class Allocator {
   Outcome prepare(const Request& request, const CancelFlag& cancel, bool* cancelled);
 
   const Needed& needed() const { return needed_; }
+
+  /// Compares what is needed with what the files hold already; after prepare(). Reads only.
+  Outcome measureHost(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   const Survey& survey() const { return survey_; }
   const Image& image() const { return image_; }
 
@@ -87,6 +100,9 @@ class Allocator {
   Outcome releaseOldTables(Chunk* chunk);
   Outcome freeLeaks();
   Outcome reserveFree(const CancelFlag& cancel, Progress* progress);
+  Outcome eachFree(uint64_t end, const CancelFlag& cancel,
+                   const std::function<Outcome(ClusterRun)>& use) const;
+  Outcome measureMapped(const HostFiles& files, const CancelFlag& cancel, uint64_t* bytes) const;
   Outcome lower(uint64_t cluster, uint64_t by);
   HasBlock hasBlock() const;
   uint64_t bytes(uint64_t clusters) const { return clusters << image_.geometry.clusterBits; }

@@ -184,37 +184,11 @@ Outcome Allocator::freeLeaks() {
 // QEMU takes the first free clusters that fit, those within the file before those behind its end:
 // all of them get blocks.
 Outcome Allocator::reserveFree(const CancelFlag& cancel, Progress* progress) {
-  const Geometry& geometry = image_.geometry;
-  const uint64_t entries = geometry.blockEntries();
-  const uint64_t end = geometry.clustersFor(image_.fileSize) + needed_.reserve;
-  std::vector<uint8_t> block(geometry.clusterSize());
-  ClusterRun run;
-  Outcome outcome;
-  for (uint64_t first = 0; outcome.ok() && first < end; first += entries) {
-    progress->cancelled = cancel.isSet();
-    if (progress->cancelled) return {};
-    const uint64_t count = std::min(entries, end - first);
-    const bool counted = counts_.hasBlock(first / entries);
-    if (counted) {
-      const Range place{image_.refcountTable[first / entries], block.size()};
-      outcome = Outcome::of(readPadded(file_, place, block.data()));
-    }
-    for (uint64_t i = 0; outcome.ok() && i < count; i++) {
-      if (!counted) {
-        if (run.count == 0) run.first = first;
-        run.count += count;
-        break;
-      }
-      if (getCount(block.data(), geometry.refcountOrder, i) == 0) {
-        if (run.count++ == 0) run.first = first + i;
-      } else if (run.count > 0) {
-        outcome = reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
-        run.count = 0;
-      }
-    }
-  }
-  if (outcome.ok() && run.count > 0)
-    outcome = reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+  const uint64_t end = image_.geometry.clustersFor(image_.fileSize) + needed_.reserve;
+  Outcome outcome = eachFree(end, cancel, [&](ClusterRun run) {
+    return reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+  });
+  progress->cancelled = cancel.isSet();
   return outcome;
 }
 

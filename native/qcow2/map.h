@@ -46,6 +46,9 @@ class MapReader {
   /// clusters have no `host`.
   Outcome read(Range range, size_t maxExtents, const CancelFlag& cancel, MapPage* page);
 
+  /// Bytes of tables read at once.
+  void setBatch(uint64_t bytes) { tables_.setBatch(bytes); }
+
  private:
   const Image& image_;
   TableReader tables_;

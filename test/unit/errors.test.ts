@@ -25,6 +25,8 @@ const MADE: { [Name in keyof typeof errors]: [code: string, make: (path: string)
   readOnlyExport: [['UNSUPPORTED', (path) => errors.readOnlyExport(path)]],
   formatRequired: [['FORMAT_REQUIRED', (path) => errors.formatRequired(path, 'qcow2')]],
   unsupportedFormat: [['UNSUPPORTED', (path) => errors.unsupportedFormat(path, 'qcow2')]],
+  qcow2OnDevice: [['UNSUPPORTED', errors.qcow2OnDevice]],
+  needsPopulate: [['NEEDS_POPULATE', (path) => errors.needsPopulate(path, 65536, 65536)]],
   needsWindow: [['NEEDS_WINDOW', errors.needsWindow]],
   levelForRaw: [['USAGE', (path) => errors.levelForRaw(path, 'metadata')]],
   routeCannot: [['USAGE', (path) => errors.routeCannot('device', 'is not for a file', path)]],

@@ -1,0 +1,113 @@
+/** The native allocator at work on an image that is held alone. */
+import { errors } from '../errors.js';
+import { native, NO_WORK, type CancelFlag, type Qcow2Progress, type Qcow2Writers, type Work } from '../native.js';
+import { endOf } from '../range.js';
+import { spaceOf } from '../space.js';
+import type { ByteRange } from '../types.js';
+import { throwIfRefused } from './errors.js';
+import { Qcow2Hold } from './hold.js';
+import { prepareNeeds, type NeedsRequest } from './needs.js';
+import type { Qcow2Files } from './tables.js';
+
+export interface AllocationOptions extends NeedsRequest {
+  /** The caller's word that nobody else uses the image. */
+  exclusive: boolean;
+}
+
+export class Qcow2Allocation implements AsyncDisposable {
+  private readonly session = new (native().Qcow2Session)();
+  /** The proof of the hold that the session's knowledge is as old as. */
+  private known = -1;
+  /** Space is compared before the first change only: what follows goes on with what was taken. */
+  private compared = false;
+
+  private constructor(
+    private readonly files: Qcow2Files,
+    private readonly request: NeedsRequest,
+    readonly hold: Qcow2Hold,
+  ) {}
+
+  /** Takes the locks, and reads everything afresh. Throws IN_USE, ENOSPC, EDQUOT, and what is refused. */
+  static async open(files: Qcow2Files, options: AllocationOptions): Promise<Qcow2Allocation> {
+    const hold = await Qcow2Hold.take(files, options.exclusive);
+    const allocation = new Qcow2Allocation(files, options, hold);
+    try {
+      await allocation.prepare();
+      return allocation;
+    } catch (error) {
+      await allocation[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  private async prepare(cancel?: CancelFlag): Promise<void> {
+    const { proofs } = this.hold;
+    const { needs, refusal } = await prepareNeeds(this.session, this.files, this.request, cancel);
+    if (refusal) throw refusal;
+    if (!this.compared) await this.compareSpace(needs);
+    this.compared = true;
+    this.known = proofs;
+  }
+
+  /** A data file may lie on a file system of its own. */
+  private async compareSpace({ fileNeeds, dataNeeds }: { fileNeeds: number; dataNeeds: number }) {
+    const { file, data } = this.files;
+    const wanted = [[file, fileNeeds] as const, ...(data ? [[data, dataNeeds] as const] : [])];
+    for (const [extents, needed] of wanted) {
+      const { available, quota } = await spaceOf(extents);
+      if (needed > available) throw errors.noSpace(extents.file.path, needed, available, quota);
+    }
+  }
+
+  /** Maps all of a range. `allocated` are the bytes of it that have been gone through. */
+  async allocate({ offset, length }: ByteRange, cancel: CancelFlag): Promise<Work> {
+    return this.hold.run(Float64Array.of(offset, length), (rest, writers, dataWriters) =>
+      rest.length === 0
+        ? Promise.resolve(NO_WORK)
+        : this.allocateRest({ offset: rest[0]!, length: rest[1]! }, writers, dataWriters, cancel),
+    );
+  }
+
+  private async allocateRest(
+    range: ByteRange,
+    writers: Qcow2Writers,
+    dataWriters: Qcow2Writers | undefined,
+    cancel: CancelFlag,
+  ): Promise<Work> {
+    if (this.known !== this.hold.proofs) await this.prepare(cancel);
+    let work = NO_WORK;
+    for (let at = range.offset; at < endOf(range) && !work.cancelled && !work.disturbed;) {
+      const rest = endOf(range) - at;
+      const done = await native().allocateQcow2(this.session, writers, dataWriters, at, rest, cancel);
+      throwIfRefused(done, this.files.file.file.path);
+      work = added(work, done, at);
+      at = done.next;
+    }
+    return work;
+  }
+
+  /** Frees what leaked, reserves what later writes need, and syncs. Once it has begun, it ends. */
+  async finish(): Promise<void> {
+    await this.hold.run(Float64Array.of(0, 1), async (_rest, writers, dataWriters) => {
+      if (this.known !== this.hold.proofs) await this.prepare();
+      const done = await native().finishQcow2(this.session, writers, dataWriters);
+      throwIfRefused(done, this.files.file.file.path);
+      return { ...NO_WORK, disturbed: done.disturbed };
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.session.close();
+    await this.hold[Symbol.asyncDispose]();
+  }
+}
+
+function added(work: Work, { next, cancelled, disturbed }: Qcow2Progress, at: number): Work {
+  return {
+    allocated: work.allocated + (cancelled || disturbed ? 0 : next - at),
+    skipped: 0,
+    requests: work.requests + 1,
+    cancelled,
+    disturbed,
+  };
+}

@@ -1,0 +1,58 @@
+/** The two-level map of a qcow2 image: guest extents, and the host's where they are mapped to. */
+import { ThickenError } from '../errors.js';
+import { isLacking, type ExtentSource } from '../extent-source.js';
+import type { CancelFlag } from '../native.js';
+import { readAhead } from '../read-ahead.js';
+import type { ByteRange } from '../types.js';
+import { withFiles, type Qcow2Files, type Qcow2Reader } from './tables.js';
+
+/** As many as the addon has threads. */
+const LANES = 4;
+const PAGE_EXTENTS = 4096;
+
+export class Qcow2Extents implements ExtentSource {
+  constructor(
+    private readonly reader: Qcow2Reader,
+    readonly files: Qcow2Files,
+  ) {}
+
+  get method() {
+    return this.files.file.method;
+  }
+
+  get filesystem() {
+    return this.files.file.filesystem;
+  }
+
+  get file() {
+    return this.files.file.file;
+  }
+
+  pages(range: ByteRange, cancel?: CancelFlag) {
+    return readAhead(range, LANES, (offset, end) => this.page(offset, end, cancel));
+  }
+
+  /** From `offset` on: to `end`, or as far as some thousand extents reach. */
+  async page(offset: number, end: number, cancel?: CancelFlag) {
+    const read = () =>
+      withFiles(this.files, (files) => this.reader.read(files, offset, end, PAGE_EXTENTS, cancel));
+    try {
+      return await read();
+    } catch (error) {
+      if (!this.turnToSeek(error)) throw error;
+      return read();
+    }
+  }
+
+  /** Whether the error says that a file system has no FIEMAP: SEEK_HOLE tells at least of holes. */
+  private turnToSeek(error: unknown): boolean {
+    const { file, data } = this.files;
+    if (!(error instanceof ThickenError) || !isLacking(error)) return false;
+    const able = [file, ...(data ? [data] : [])].filter(({ method }) => method !== 'seek');
+    for (const extents of able) extents.method = 'seek';
+    return able.length > 0;
+  }
+
+  /** The files belong to whoever opened them. */
+  async [Symbol.asyncDispose](): Promise<void> {}
+}

@@ -1,0 +1,217 @@
+/** qcow2 images at rest, whose tables thicken reads and changes itself. */
+import { fstat } from 'node:fs';
+import { promisify } from 'node:util';
+import type { Descriptor } from '../descriptor.js';
+import { errors, ThickenError } from '../errors.js';
+import { fileInUse, fileUse } from '../exclusive.js';
+import type { Extent } from '../extent.js';
+import { FileExtents, tellsReserved } from '../extent-source.js';
+import { readFilesystem } from '../filesystem.js';
+import { requireStated, type Format } from '../format.js';
+import { Image } from '../image.js';
+import { planFor, scopeOf, type JobImage } from '../job-image.js';
+import { FileLiveness } from '../liveness.js';
+import type { Qcow2Facts } from '../native.js';
+import type { OpenOptions } from '../open-options.js';
+import type { Plan, PlanFacts } from '../plan.js';
+import { qcow2Route, type Qcow2Context } from '../routes/qcow2.js';
+import type { RouteRequest } from '../routes/route.js';
+import type { Target } from '../target.js';
+import type { AllocationRequest, ImageInfo } from '../types.js';
+import { openDataFile } from './data-file.js';
+import { qcow2Errors } from './errors.js';
+import { Qcow2Extents } from './extents.js';
+import { infoOf } from './info.js';
+import { findNeeds, type Needs } from './needs.js';
+import { Qcow2Reader, type Qcow2Files } from './tables.js';
+
+const factsOfFile = promisify(fstat);
+
+/**
+ * A qcow2 image in a file, for reading only; the target's descriptor is closed with it, also where this
+ * fails. `fallback` is for a header that turns out to be none.
+ */
+export async function openQcow2(
+  target: Target,
+  format: Format,
+  options: OpenOptions,
+  fallback?: () => Promise<Image>,
+): Promise<Image> {
+  const { descriptor } = target;
+  let opened: Descriptor[] = [descriptor];
+  try {
+    const reader = await Qcow2Reader.open(descriptor);
+    const file = new FileExtents(descriptor, await readFilesystem(descriptor), options.extentMethod);
+    const wanted = reader.facts.externalData && format.by === 'option';
+    const data = wanted ? await openDataFile(descriptor, reader.facts) : null;
+    if (data) opened = [...opened, data.file];
+    return new Qcow2Image(descriptor, format, reader, { file, data });
+  } catch (error) {
+    if (fallback && error instanceof ThickenError && error.errno === undefined) return fallback();
+    await Promise.all(opened.map((one) => one.close()));
+    throw error;
+  }
+}
+
+export class Qcow2Image extends Image {
+  readonly path: string;
+  readonly kind = 'file';
+  readonly format = 'qcow2';
+  readonly formatBy: Format['by'];
+  readonly size: number;
+  readonly granularity: number;
+
+  private readonly source: Qcow2Extents;
+  /** What the request takes, as last looked at. */
+  private needs: Needs | null = null;
+
+  constructor(
+    private readonly descriptor: Descriptor,
+    private readonly probed: Format,
+    private readonly reader: Qcow2Reader,
+    private readonly files: Qcow2Files,
+  ) {
+    super();
+    this.path = descriptor.path;
+    this.formatBy = probed.by;
+    this.size = reader.facts.virtualSize;
+    this.granularity = reader.facts.clusterSize;
+    this.source = new Qcow2Extents(reader, files);
+  }
+
+  get facts(): Qcow2Facts {
+    return this.reader.facts;
+  }
+
+  /** What a check finds out shows in it at once. */
+  protected forJob(): JobImage {
+    const { source, files, descriptor } = this;
+    // eslint-disable-next-line @typescript-eslint/no-this-alias -- for the getters
+    const image = this;
+    return {
+      path: this.path,
+      format: this.format,
+      size: this.size,
+      granularity: this.granularity,
+      source,
+      get facts() {
+        return image.planFacts();
+      },
+      storage: { file: descriptor, filesystem: files.file.filesystem },
+      liveness: new FileLiveness(descriptor, 'file'),
+      exact: tellsReserved(files.file) && (!files.data || tellsReserved(files.data)),
+      get noGuarantee() {
+        return image.whyNoGuarantee();
+      },
+      get warnings() {
+        return image.findWarnings();
+      },
+      check: (request) => this.check(request),
+      refuse: (plan) => this.refuse(plan),
+      route: (_name, request) => qcow2Route(this.context(request)),
+    };
+  }
+
+  private planFacts(): PlanFacts {
+    const needs = this.needs?.refusal === null ? this.needs.needs : null;
+    return {
+      path: this.path,
+      kind: 'qcow2',
+      abilities: this.files.file.filesystem.abilities,
+      backed: this.facts.backed,
+      unreserved: needs?.unreserved ?? null,
+      takes: needs ? needs.fileNeeds : null,
+      leaked: needs?.surplus ?? 0,
+    };
+  }
+
+  private whyNoGuarantee(): string | null {
+    const { file, data } = this.files;
+    if (this.facts.externalData && !data) return 'its data lies in another file, which is not opened';
+    return file.filesystem.noGuarantee ?? data?.filesystem.noGuarantee ?? null;
+  }
+
+  private findWarnings(): string[] {
+    const { facts, probed } = this;
+    const warnings = [];
+    if (probed.doubtful) warnings.push('only a probe says qcow2, and a guest can write that into a raw disk');
+    if (!tellsReserved(this.files.file)) {
+      warnings.push('the file system can’t tell reserved from missing: holes may have storage');
+    }
+    if (facts.backed) warnings.push('the backing file is not opened: what it has is not known');
+    if (facts.externalData && !this.files.data) {
+      warnings.push('its data lies in another file, which is only opened where --format says qcow2');
+    }
+    if (facts.writable.code !== 'OK') warnings.push(facts.writable.message);
+    return warnings;
+  }
+
+  /** Reads everything afresh: somebody else may have changed it since. */
+  private async check(request: AllocationRequest): Promise<void> {
+    this.throwIfClosed();
+    requireStated(this.path, this.probed);
+    await this.refresh();
+    if (this.facts.externalData && !this.files.data) {
+      throw qcow2Errors.dataFileWanted(this.path, this.facts.dataFile ?? '');
+    }
+    const { effective: range } = scopeOf(this.forJob(), request);
+    this.needs = await findNeeds(this.files, { range, level: request.preallocation ?? 'falloc' });
+  }
+
+  private async refresh(): Promise<void> {
+    const { virtualSize, clusterSize } = this.facts;
+    await this.reader.refresh();
+    const { facts } = this;
+    if (facts.virtualSize === virtualSize && facts.clusterSize === clusterSize) return;
+    throw errors.changed(
+      this.path,
+      `the virtual size went from ${virtualSize} to ${facts.virtualSize} bytes`,
+    );
+  }
+
+  /**
+   * What QEMU has open may look broken from here: that it is in use says more. Where content comes
+   * from a backing file, the plan has a populate pass that must come before ours.
+   */
+  private async refuse(plan: Plan): Promise<void> {
+    const below = plan.passes.find(({ route }) => route === 'populate')?.range;
+    const refusal =
+      this.needs?.refusal ?? (below ? errors.needsPopulate(this.path, below.offset, below.length) : null);
+    if (!refusal) return;
+    const { use } = await fileUse(this.descriptor);
+    throw use ? await fileInUse(this.descriptor, true) : refusal;
+  }
+
+  private context(request: RouteRequest): Qcow2Context {
+    const { descriptor, files, size, granularity } = this;
+    return { ...request, image: descriptor, files, size, granularity };
+  }
+
+  async info(): Promise<ImageInfo> {
+    this.throwIfClosed();
+    await this.refresh();
+    const range = { offset: 0, length: this.size };
+    const { survey } = await planFor(this.forJob(), { range, level: 'falloc' });
+    const stats = await this.descriptor.use((fd) => factsOfFile(fd));
+    return infoOf({
+      image: this.forJob(),
+      formatBy: this.formatBy,
+      facts: this.facts,
+      files: this.files,
+      survey,
+      hostAllocated: stats.blocks * 512,
+      fileSize: stats.size,
+      range,
+    });
+  }
+
+  protected override placeOf({ at }: Extent): number | undefined {
+    return this.facts.encrypted ? undefined : at;
+  }
+
+  protected async release(): Promise<void> {
+    this.reader.close();
+    await this.files.data?.file.close();
+    await this.descriptor.close();
+  }
+}
