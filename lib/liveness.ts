@@ -19,7 +19,7 @@ export const ALWAYS_LIVE: Liveness = {
   live: () => Promise.resolve(true),
 };
 
-/** Nothing else uses it, or has anything to gain from pauses. */
+/** Nobody has it open but us. */
 export const NEVER_LIVE: Liveness = {
   start: () => Promise.resolve(),
   live: () => Promise.resolve(false),

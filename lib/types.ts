@@ -129,7 +129,13 @@ export interface ImageInfo {
     cow: boolean;
     reflinked: boolean | null;
   } | null;
-  backing: { path: string; format: string | null; virtualSize: number | null }[];
+  backing: {
+    path: string;
+    format: string | null;
+    virtualSize: number | null;
+    /** Bytes of the image whose content comes from this layer; absent where that is not known. */
+    allocated?: number;
+  }[];
   snapshots: number;
   warnings: string[];
 }

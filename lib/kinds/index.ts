@@ -3,6 +3,7 @@ import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
 import { qcow2Kind } from './qcow2.js';
+import { restKind } from './rest.js';
 import type { Kind, PlanFacts } from './kind.js';
 import { nbdKind } from './nbd.js';
 
@@ -14,4 +15,5 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   guest: guestKind,
   nbd: nbdKind,
   qcow2: qcow2Kind,
+  rest: restKind,
 };

@@ -127,6 +127,14 @@ export const diskErrors = {
       { path, cause },
     ),
 
+  layerRefused: (path: string, depth: number, said: string, cause: unknown) =>
+    build(
+      depth === 0 ? 'QEMU_REFUSED' : 'BACKING_MISSING',
+      `QEMU does not open ${depth === 0 ? 'the image' : 'a layer below the image'}${words(said)}`,
+      depth === 0 ? 'see QEMU’s words for why' : 'see to that layer’s storage or server, and run it again',
+      { path, cause },
+    ),
+
   detachedOnly: (path: string) =>
     build('USAGE', 'only a stream of the whole disk can be detached', 'add --route stream', { path }),
 };

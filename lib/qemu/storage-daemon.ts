@@ -13,20 +13,11 @@ const START_MS = 30_000;
 
 /** How a file may be opened, from the fastest on: not every file system has direct I/O. */
 const FILE_OPTIONS = [
-  { 'cache.direct': true, aio: 'io_uring' },
-  { 'cache.direct': true, aio: 'native' },
-  { 'cache.direct': true, aio: 'threads' },
-  { 'cache.direct': false, aio: 'threads' },
-] as const;
-
-export interface FileNode {
-  name: string;
-  /** Absolute. */
-  path: string;
-  readOnly: boolean;
-  /** Of a block device; of a file by default. */
-  driver?: 'file' | 'host_device';
-}
+  { direct: true, aio: 'io_uring' },
+  { direct: true, aio: 'native' },
+  { direct: true, aio: 'threads' },
+  { direct: false, aio: 'threads' },
+];
 
 export interface StartOptions {
   /** Cancels the start. */
@@ -81,13 +72,14 @@ export class StorageDaemon implements AsyncDisposable {
     await this.qmp.execute('blockdev-add', node);
   }
 
-  /** A node of a file as it is: direct I/O and io_uring where they work. */
-  async addFile({ name, path, readOnly, driver = 'file' }: FileNode): Promise<void> {
-    const common = { driver, 'node-name': name, filename: path, 'read-only': readOnly };
-    for (const [i, { 'cache.direct': direct, aio }] of FILE_OPTIONS.entries()) {
-      const node = { ...common, 'auto-read-only': false, cache: { direct }, aio };
+  /**
+   * A node of a file or device as it is, with direct I/O and io_uring where they work; `node` says
+   * nothing of `cache` and `aio`.
+   */
+  async addFile(node: NodeOptions): Promise<void> {
+    for (const [i, { direct, aio }] of FILE_OPTIONS.entries()) {
       try {
-        return await this.addNode(node);
+        return await this.addNode({ ...node, cache: { direct }, aio });
       } catch (error) {
         // Only words tell why, and they depend on the version: the last attempt's error is told.
         if (!isRefusal(error) || i === FILE_OPTIONS.length - 1) throw error;
@@ -107,7 +99,8 @@ export class StorageDaemon implements AsyncDisposable {
   async explain(error: unknown, path: string): Promise<unknown> {
     if (!isLoss(error)) return error;
     const how = await this.process.endedSoon();
-    return how === null ? error : diskErrors.daemonLost(path, how, this.process.said, error);
+    // With what was done by then, if the error carries that.
+    return how === null ? error : diskErrors.daemonLost(path, how, this.process.said, error.cause ?? error);
   }
 
   /** Ends the daemon, in peace if it can: it writes what it holds in memory, and closes its images. */
@@ -120,7 +113,7 @@ export class StorageDaemon implements AsyncDisposable {
 /** What is seen of a daemon that has ended. */
 const LOSSES = new Set(['QMP_LOST', 'QMP_PROTOCOL', 'NBD_LOST', 'CLOSED']);
 
-function isLoss(error: unknown): boolean {
+function isLoss(error: unknown): error is ThickenError {
   return error instanceof ThickenError && LOSSES.has(error.code);
 }
 

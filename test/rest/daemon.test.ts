@@ -16,6 +16,8 @@ import { daemonsIn, expectNothingLeft, processesWith, withDaemon } from './helpe
 
 const holder = fileURLToPath(new URL('../support/daemon-holder.mjs', import.meta.url));
 
+const fileNode = (filename: string) => ({ driver: 'file', 'node-name': 'file', filename, 'read-only': true });
+
 const failureOf = (promise: Promise<unknown>) =>
   promise.then(
     () => expect.fail('it did not fail'),
@@ -38,7 +40,7 @@ describe.runIf(withDaemon)('a storage daemon', () => {
     const image = scratchPath('image.raw');
     await mustRun('qemu-img', ['create', '-q', '-f', 'raw', image, '3M']);
     await using daemon = await StorageDaemon.start();
-    await daemon.addFile({ name: 'file', path: image, readOnly: true });
+    await daemon.addFile(fileNode(image));
     await daemon.addNode({ driver: 'raw', 'node-name': 'disk', file: 'file', 'read-only': true });
     await using added = await NodeExport.on(daemon.server, daemon.qmp, 'disk');
     expect(added.nbd.size).toBe(3 * 2 ** 20);
@@ -69,7 +71,7 @@ describe.runIf(withDaemon)('a storage daemon', () => {
     const path = join(folder, 'file');
     await mustRun('qemu-img', ['create', '-q', '-f', 'raw', path, '1M']);
     await using daemon = await StorageDaemon.start();
-    await daemon.addFile({ name: 'file', path, readOnly: true });
+    await daemon.addFile(fileNode(path));
     const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
     expect(nodes.find((node) => node['node-name'] === 'file')?.cache?.direct).toBe(false);
   });

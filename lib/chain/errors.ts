@@ -1,0 +1,60 @@
+/** The errors of backing chains: which image names what, and why it is not opened. */
+import { build, type ErrorDetails } from '../errors.js';
+
+/** More would be no name that anybody gave. */
+const MOST_CHARACTERS = 200;
+
+/** A name out of an image, on one line and of bounded length. */
+export function quoted(name: string): string {
+  const start = name.slice(0, MOST_CHARACTERS).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]+/gu, '�');
+  return JSON.stringify(name.length > MOST_CHARACTERS ? `${start}…` : start);
+}
+
+const REBASE = 'qemu-img rebase -u -b NAME -F FORMAT';
+
+export const chainErrors = {
+  damaged: (path: string, format: string, what: string) =>
+    build('DAMAGED', `the header is not that of a sound ${format} image: ${what}`, `see qemu-img check -f ${format}`, {
+      path,
+    }),
+
+  namesFiles: (path: string, what: string) =>
+    build('BACKING_REFUSED', `${what} decides what other files are opened`, 'convert the image to qcow2', { path }),
+
+  noFormat: (path: string, backing: string) =>
+    build(
+      'BACKING_FORMAT',
+      `the format of the backing file ${quoted(backing)} is not recorded, and guests can write what a probe would find`,
+      `state it by --backing-format, or record it: ${REBASE}`,
+      { path },
+    ),
+
+  unsupported: (path: string, format: string, why: string) =>
+    build('UNSUPPORTED', `format ${quoted(format)} can't be part of a backing chain here: ${why}`, 'convert it to qcow2 or raw', {
+      path,
+    }),
+
+  refused: (path: string, backing: string, why: string) =>
+    build(
+      'BACKING_REFUSED',
+      `the backing file ${quoted(backing)} is not opened: ${why}`,
+      `name a file or an nbd:// server instead: ${REBASE}`,
+      { path },
+    ),
+
+  missing: (path: string, backing: string, why: string, details: ErrorDetails) =>
+    build('BACKING_MISSING', `the backing file ${quoted(backing)} can't be opened (${why})`, `bring it back, or name another: ${REBASE}`, {
+      ...details,
+      path,
+    }),
+
+  loop: (path: string, backing: string) =>
+    build('BACKING_LOOP', `the backing file ${quoted(backing)} is an image that lies on this one`, `name the right one: ${REBASE}`, {
+      path,
+    }),
+
+  tooDeep: (path: string, most: number) =>
+    build('BACKING_DEPTH', `more than ${most} layers lie below the image`, 'shorten the chain: qemu-img commit, qemu-img rebase', {
+      path,
+    }),
+};

@@ -1,0 +1,95 @@
+/** A chain as the storage daemon's nodes: every file by the descriptor that we hold, every format said. */
+import process from 'node:process';
+import type { Chain, Layer } from '../chain/chain.js';
+import { hasBacking } from '../chain/header.js';
+import { ThickenError } from '../errors.js';
+import { fileInUse } from '../exclusive.js';
+import type { Descriptor } from '../descriptor.js';
+import type { NbdUri } from '../nbd/uri.js';
+import type { NodeOptions } from '../qmp/commands.js';
+import { diskErrors } from './errors.js';
+import type { StorageDaemon } from './storage-daemon.js';
+
+/** The image's own node. */
+export const TOP = 'layer0';
+/** A server that is gone for longer fails what waits for it. */
+const RECONNECT_SECONDS = 5;
+
+export interface ChainAccess {
+  /** Whether the image itself is to be changed; the layers below never are. */
+  write: boolean;
+  /** Whether QEMU's locks are passed over: for looking at what somebody else has open. */
+  share: boolean;
+}
+
+/** Adds nodes from the lowest layer up, so that none looks for what lies below it by itself. */
+export async function addChain(daemon: StorageDaemon, chain: Chain, access: ChainAccess): Promise<void> {
+  for (let i = chain.layers.length - 1; i >= 0; i--) {
+    const writable = access.write && i === 0;
+    const last = i === chain.layers.length - 1;
+    try {
+      await addLayer(daemon, chain.layers[i]!, i, { ...access, write: writable }, last);
+    } catch (error) {
+      throw await explained(error, chain.layers[i]!, i);
+    }
+  }
+}
+
+/** QEMU tells of locks in words alone (block/file-posix.c), and knows the file by our descriptor. */
+async function explained(error: unknown, { source, path }: Layer, index: number): Promise<unknown> {
+  if (!(error instanceof ThickenError) || error.code !== 'QMP_COMMAND') return error;
+  const words = (error.desc ?? '').replace(/\/proc\/\d+\/fd\/\d+/g, path);
+  const locked = /Failed to (get|lock) /.test(words);
+  if (locked && source.kind !== 'nbd') return fileInUse(source.file);
+  return diskErrors.layerRefused(path, index, words, error);
+}
+
+async function addLayer(
+  daemon: StorageDaemon,
+  layer: Layer,
+  index: number,
+  { write, share }: ChainAccess,
+  last: boolean,
+): Promise<void> {
+  const common = { 'read-only': !write, 'auto-read-only': false, ...(share && { 'force-share': true }) };
+  const [file, data] = [`file${index}`, `data${index}`];
+  await addSource(daemon, layer, file, common);
+  if (layer.dataFile) await addFile(daemon, data, layer.dataFile, 'file', common);
+  await daemon.addNode({
+    driver: layer.format,
+    'node-name': `layer${index}`,
+    file,
+    ...common,
+    ...(layer.dataFile && { 'data-file': data }),
+    // null: nothing, whatever the image says.
+    ...(hasBacking(layer.format) && { backing: last ? null : `layer${index + 1}` }),
+  });
+}
+
+type Common = Record<string, boolean>;
+
+async function addSource(daemon: StorageDaemon, { source }: Layer, name: string, common: Common): Promise<void> {
+  if (source.kind === 'nbd') return daemon.addNode(nbdNode(source.uri, name, common));
+  await addFile(daemon, name, source.file, source.kind === 'file' ? 'file' : 'host_device', common);
+}
+
+/** What the name leads to by now may be another file: the daemon gets the one that was looked at. */
+async function addFile(
+  daemon: StorageDaemon,
+  name: string,
+  file: Descriptor,
+  driver: 'file' | 'host_device',
+  common: Common,
+): Promise<void> {
+  const number = await file.useNow((fd) => fd);
+  await daemon.addFile({ ...common, driver, 'node-name': name, filename: `/proc/${process.pid}/fd/${number}` });
+}
+
+function nbdNode({ endpoint, exportName }: NbdUri, name: string, common: Common): NodeOptions {
+  const server =
+    'socketPath' in endpoint
+      ? { type: 'unix', path: endpoint.socketPath }
+      : { type: 'inet', host: endpoint.host, port: String(endpoint.port) };
+  const how = { driver: 'nbd', 'node-name': name, server, export: exportName };
+  return { ...how, 'reconnect-delay': RECONNECT_SECONDS, ...common };
+}
