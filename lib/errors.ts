@@ -214,6 +214,14 @@ export const errors = {
       { path },
     ),
 
+  belowWanted: (path: string) =>
+    build(
+      'FORMAT_REQUIRED',
+      'content comes from a backing file, which is not opened on a header’s word alone',
+      'say --format qcow2 if you trust the image',
+      { path },
+    ),
+
   needsPopulate: (path: string, offset: number, length: number) =>
     build(
       'NEEDS_POPULATE',

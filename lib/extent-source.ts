@@ -3,7 +3,7 @@ import { readFile, stat } from 'node:fs/promises';
 import { alignPages } from './align.js';
 import { Descriptor, READ_ONLY } from './descriptor.js';
 import { ThickenError } from './errors.js';
-import { UNKNOWN, type ExtentPage } from './extent.js';
+import { ABSENT, UNALLOCATED, UNKNOWN, type ExtentPage } from './extent.js';
 import { EXTENT_METHODS, native, SYNC_DATA, type CancelFlag, type ExtentMethod } from './native.js';
 import { readFilesystem, type Filesystem } from './filesystem.js';
 import { widen } from './range.js';
@@ -185,4 +185,17 @@ async function openBacking(
   const facts = await stat(path);
   const same = facts.isFile() && facts.ino === loop.inode && facts.dev === loop.device;
   return same ? Descriptor.openSame(path, READ_ONLY, facts) : null;
+}
+
+/** Bytes of a range that each layer has the content of; the first is the image itself. */
+export async function bytesByDepth(source: ExtentSource, range: ByteRange): Promise<number[]> {
+  const bytes: number[] = [];
+  for await (const { length, state, depth } of source.pages(range)) {
+    length.forEach((amount, i) => {
+      if (state[i] === ABSENT || state[i] === UNALLOCATED) return;
+      const layer = depth?.[i] ?? 0;
+      bytes[layer] = (bytes[layer] ?? 0) + amount;
+    });
+  }
+  return bytes;
 }

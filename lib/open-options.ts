@@ -3,6 +3,8 @@ import type { ExtentMethod } from './native.js';
 export interface OpenOptions {
   /** The image's format, in QEMU's words; without it, it is probed with the caution of a stranger. */
   format?: string;
+  /** The format of backing files whose format no image records. */
+  backingFormat?: string;
   /** How the extents of a file are read; the best that the file system answers if absent. */
   extentMethod?: ExtentMethod;
 }

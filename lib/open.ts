@@ -31,9 +31,16 @@ export async function open(
   return openGuestDisk(target, options);
 }
 
+/** Formats that a storage daemon deals with. */
+const AT_REST = new Set(['qed']);
+
 /** Each kind of image is loaded only where it is needed. */
 async function openPath(target: Target, options: OpenOptions): Promise<Image> {
   const format = await formatOf(target, options);
+  if (format.by === 'option' && target.kind === 'file' && AT_REST.has(format.name)) {
+    const { openRest } = await import('./qemu/rest-image.js');
+    return openRest(target.descriptor, format.name, options);
+  }
   if (target.kind === 'block' || format.name !== 'qcow2') return openFile(target, options);
   const { openQcow2 } = await import('./qcow2/image.js');
   // A guest can write a header into its raw disk: one that is none is no reason to fail.

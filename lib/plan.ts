@@ -153,7 +153,7 @@ export class Planner {
       met: sumOf((state) => meets[state]!),
       missing: sumOf((state) => !meets[state]!),
       needed:
-        KINDS[facts.kind].takes?.(facts, request) ??
+        KINDS[facts.kind].takes?.(facts, request, bytes) ??
         sumOf((state) => routes[state] !== null && !TAKES_NOTHING.has(state)),
       pieces: this.pieces,
       shared: sumOf((state) => hostOf(state) === SHARED),
@@ -185,14 +185,15 @@ export class Planner {
   private wholes(): PlanPass[] {
     const { facts, request, byRoute } = this;
     const listed = (route: RouteName) => (byRoute.get(route)?.bytes ?? 0) > 0;
-    const wholes = KINDS[facts.kind].wholes?.(facts, request, listed) ?? [];
+    const wholes = KINDS[facts.kind].wholes?.(facts, request, listed, this.bytes) ?? [];
     return wholes.map(({ route, bytes }) => ({ route, range: request.range, bytes, ranges: null }));
   }
 
   finish(): Plan {
     const wholes = this.wholes();
     const lists = ROUTE_ORDER.map((route) => [route, this.byRoute.get(route)] as const);
-    const found = lists.flatMap(([route, list]) => (list?.bytes ? [{ route, list }] : []));
+    const whole = (route: RouteName) => wholes.some((pass) => pass.route === route);
+    const found = lists.flatMap(([route, list]) => (list?.bytes && !whole(route) ? [{ route, list }] : []));
     let steps: PlanStep[] | undefined;
     const makeSteps = () => [
       ...found.flatMap(({ route, list }) => this.stepsOf(route, list)),

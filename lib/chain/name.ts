@@ -27,7 +27,7 @@ export function placeOf(name: string, path: string): Place {
 
 /** Not shortened: `..` after a link leads elsewhere than it looks. */
 function resolved(name: string, path: string): string {
-  return name.startsWith('/') ? name : `${dirname(path)}/${name}`;
+  return name.startsWith('/') || !path.includes('/') ? name : `${dirname(path)}/${name}`;
 }
 
 type Refuse = (why: string) => Error;

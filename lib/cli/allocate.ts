@@ -147,7 +147,8 @@ async function renderPlan(result: AllocationResult): Promise<string> {
   const { plan, preallocation } = result;
   const target = plain(result.target);
   if (plan.length === 0) return `${target}: nothing to do (${preallocation})\n`;
-  const bytes = plan.reduce((sum, step) => sum + step.length, 0);
+  // A part may be dealt with by one route after the other.
+  const bytes = result.effective.length - result.skipped;
   const headline = `${target}: would allocate ${formatBytes(bytes)} (${preallocation})\n`;
   const rows = plan.map(
     ({ offset, length, route, reason }) => [offset, length, route, reason] as const,

@@ -1,6 +1,7 @@
 /** Options that several commands share, and how their values are read. */
 import { Option, type Command } from 'commander';
 import { usageError } from '../errors.js';
+import type { OpenOptions } from '../open-options.js';
 import type { AllocationRequest, Preallocation, RouteName } from '../types.js';
 import { parsePercent, parseSize } from '../units.js';
 
@@ -12,6 +13,7 @@ export interface RangeOptions {
 export interface CommonOptions {
   json?: boolean;
   format?: string;
+  backingFormat?: string;
 }
 
 export interface QemuOptions {
@@ -43,7 +45,9 @@ const size = (name: string) => (text: string) => parseSize(text, name);
 
 export function addCommon(command: Command): Command {
   return addJson(
-    command.option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe'),
+    command
+      .option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe')
+      .option('--backing-format <format>', 'that of backing files, where no image records it'),
   );
 }
 
@@ -100,6 +104,10 @@ export function rangeOf({ offset, length }: RangeOptions): RangeOptions {
   return { ...(offset !== undefined && { offset }), ...(length !== undefined && { length }) };
 }
 
-export function openOptionsOf({ format, nbd }: CommonOptions & QemuOptions): { format?: string; nbd?: string } {
-  return { ...(format !== undefined && { format }), ...(nbd !== undefined && { nbd }) };
+export function openOptionsOf({ format, backingFormat, nbd }: CommonOptions & QemuOptions): OpenOptions & { nbd?: string } {
+  return {
+    ...(format !== undefined && { format }),
+    ...(backingFormat !== undefined && { backingFormat }),
+    ...(nbd !== undefined && { nbd }),
+  };
 }

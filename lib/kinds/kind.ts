@@ -12,6 +12,8 @@ export interface PlanFacts {
   abilities: { fallocate: boolean; unshare: boolean };
   /** Whether there is a backing file. */
   readonly backed?: boolean;
+  /** Whether what lies below is open, by the caller's word. */
+  readonly opened?: boolean;
   /** Whether clusters are mapped in parts: a block-stream from within one ends QEMU (7.2). */
   subclusters?: boolean;
   /** Host bytes that guest writes may need, and that nothing holds ready; null: can't be told. */
@@ -49,8 +51,16 @@ export interface Kind {
   reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): string;
   /** Bytes that are not held ready for guest writes, where the request asks for that. */
   unreserved?(facts: PlanFacts, request: PlanRequest): number;
-  /** What is to be done beside the extents; `listed`: whether a route has some of them. */
-  wholes?(facts: PlanFacts, request: PlanRequest, listed: (route: RouteName) => boolean): Whole[];
-  /** Bytes of new host blocks; null: all that is missing and has a route. */
-  takes?(facts: PlanFacts, request: PlanRequest): number | null;
+  /**
+   * What is to be done beside the extents; `listed`: whether a route has some of them;
+   * `bytes`: how much there is, by state. Instead of a route's list, where it has one.
+   */
+  wholes?(
+    facts: PlanFacts,
+    request: PlanRequest,
+    listed: (route: RouteName) => boolean,
+    bytes: Float64Array,
+  ): Whole[];
+  /** Bytes of new host blocks; null: all that is missing and has a route. `bytes`: by state. */
+  takes?(facts: PlanFacts, request: PlanRequest, bytes: Float64Array): number | null;
 }

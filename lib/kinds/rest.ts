@@ -22,4 +22,8 @@ export const restKind: Kind = {
   routeFor: (_state, _facts, { route }) => route ?? 'populate',
 
   reasonFor: (route) => REASONS[route]!,
+
+  wholes({ backed }, { dropBacking }, listed) {
+    return dropBacking && backed && !listed('stream') ? [{ route: 'stream', bytes: 0 }] : [];
+  },
 };

@@ -5,7 +5,7 @@ import type { Descriptor } from '../descriptor.js';
 import { errors, ThickenError } from '../errors.js';
 import { fileInUse, fileUse } from '../exclusive.js';
 import type { Extent } from '../extent.js';
-import { FileExtents, tellsReserved } from '../extent-source.js';
+import { bytesByDepth, FileExtents, tellsReserved, type ExtentSource } from '../extent-source.js';
 import { readFilesystem } from '../filesystem.js';
 import { requireStated, type Format } from '../format.js';
 import { Image } from '../image.js';
@@ -15,14 +15,16 @@ import type { Qcow2Facts } from '../native.js';
 import type { OpenOptions } from '../open-options.js';
 import type { Plan, PlanFacts } from '../plan.js';
 import { qcow2Route, type Qcow2Context } from '../routes/qcow2.js';
-import type { RouteRequest } from '../routes/route.js';
+import type { Route, RouteRequest } from '../routes/route.js';
 import type { Target } from '../target.js';
-import type { AllocationRequest, ImageInfo } from '../types.js';
+import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
+import type { Backing } from '../qemu/backing.js';
+import { BackedExtents } from './backed-extents.js';
 import { openDataFile } from './data-file.js';
 import { qcow2Errors } from './errors.js';
 import { Qcow2Extents } from './extents.js';
 import { infoOf } from './info.js';
-import { findNeeds, type Needs } from './needs.js';
+import { findNeeds, NONE_BACKED, type Needs } from './needs.js';
 import { Qcow2Reader, type Qcow2Files } from './tables.js';
 
 const factsOfFile = promisify(fstat);
@@ -45,12 +47,20 @@ export async function openQcow2(
     const wanted = reader.facts.externalData && format.by === 'option';
     const data = wanted ? await openDataFile(descriptor, reader.facts) : null;
     if (data) opened = [...opened, data.file];
-    return new Qcow2Image(descriptor, format, reader, { file, data });
+    const trusted = reader.facts.backed && format.by === 'option';
+    const backing = trusted ? await openBacking(descriptor, options) : null;
+    return new Qcow2Image(descriptor, format, reader, { file, data }, backing);
   } catch (error) {
     if (fallback && error instanceof ThickenError && error.errno === undefined) return fallback();
     await Promise.all(opened.map((one) => one.close()));
     throw error;
   }
+}
+
+/** Loaded only where it is needed: what lies below is opened by the caller's word alone. */
+async function openBacking(descriptor: Descriptor, { backingFormat }: OpenOptions): Promise<Backing> {
+  const { Backing } = await import('../qemu/backing.js');
+  return Backing.open(descriptor, 'qcow2', 1, { backingFormat });
 }
 
 export class Qcow2Image extends Image {
@@ -61,7 +71,7 @@ export class Qcow2Image extends Image {
   readonly size: number;
   readonly granularity: number;
 
-  private readonly source: Qcow2Extents;
+  private readonly source: ExtentSource;
   /** What the request takes, as last looked at. */
   private needs: Needs | null = null;
 
@@ -70,13 +80,16 @@ export class Qcow2Image extends Image {
     private readonly probed: Format,
     private readonly reader: Qcow2Reader,
     private readonly files: Qcow2Files,
+    /** What lies below, where that is open. */
+    private readonly backing: Backing | null,
   ) {
     super();
     this.path = descriptor.path;
     this.formatBy = probed.by;
     this.size = reader.facts.virtualSize;
     this.granularity = reader.facts.clusterSize;
-    this.source = new Qcow2Extents(reader, files);
+    const own = new Qcow2Extents(reader, files);
+    this.source = backing ? new BackedExtents(own, backing.extents) : own;
   }
 
   get facts(): Qcow2Facts {
@@ -108,7 +121,7 @@ export class Qcow2Image extends Image {
       },
       check: (request) => this.check(request),
       refuse: (plan) => this.refuse(plan),
-      route: (_name, request) => qcow2Route(this.context(request)),
+      route: (name, request) => this.route(name, request),
     };
   }
 
@@ -119,6 +132,8 @@ export class Qcow2Image extends Image {
       kind: 'qcow2',
       abilities: this.files.file.filesystem.abilities,
       backed: this.facts.backed,
+      opened: this.backing !== null,
+      subclusters: this.backing?.chain.top.header?.subclusters ?? false,
       unreserved: needs?.unreserved ?? null,
       takes: needs ? needs.fileNeeds : null,
       leaked: needs?.surplus ?? 0,
@@ -138,7 +153,8 @@ export class Qcow2Image extends Image {
     if (!tellsReserved(this.files.file)) {
       warnings.push('the file system can’t tell reserved from missing: holes may have storage');
     }
-    if (facts.backed) warnings.push('the backing file is not opened: what it has is not known');
+    if (this.backing) warnings.push(...this.backing.warningsFor(this.size));
+    else if (facts.backed) warnings.push('the backing file is not opened: what it has is not known');
     if (facts.externalData && !this.files.data) {
       warnings.push('its data lies in another file, which is only opened where --format says qcow2');
     }
@@ -151,11 +167,27 @@ export class Qcow2Image extends Image {
     this.throwIfClosed();
     requireStated(this.path, this.probed);
     await this.refresh();
+    await this.backing?.refresh();
+    this.checkDrop(request);
     if (this.facts.externalData && !this.files.data) {
       throw qcow2Errors.dataFileWanted(this.path, this.facts.dataFile ?? '');
     }
     const { effective: range } = scopeOf(this.forJob(), request);
-    this.needs = await findNeeds(this.files, { range, level: request.preallocation ?? 'falloc' });
+    const level = request.preallocation ?? 'falloc';
+    // What comes from below is copied first: as if it was no more than room that it needs.
+    const populated = this.backing !== null && request.route !== 'qcow2';
+    this.needs = await findNeeds(this.files, { range, level, ...(populated && { backingEnd: NONE_BACKED }) });
+  }
+
+  private checkDrop(request: AllocationRequest): void {
+    const { backed, snapshots } = this.facts;
+    if (request.dropBacking && backed && !this.backing) throw errors.belowWanted(this.path);
+    this.backing?.checkDrop(request, this.size, snapshots);
+  }
+
+  private route(name: RouteName, request: RouteRequest): Route {
+    if (name === 'qcow2' || !this.backing) return qcow2Route(this.context(request));
+    return this.backing.route(name, request, this.granularity, () => this.reader.refresh());
   }
 
   private async refresh(): Promise<void> {
@@ -174,9 +206,9 @@ export class Qcow2Image extends Image {
    * from a backing file, the plan has a populate pass that must come before ours.
    */
   private async refuse(plan: Plan): Promise<void> {
-    const below = plan.passes.find(({ route }) => route === 'populate')?.range;
-    const refusal =
-      this.needs?.refusal ?? (below ? errors.needsPopulate(this.path, below.offset, below.length) : null);
+    const below = !this.backing && plan.passes.some(({ route }) => route === 'populate');
+    // That content comes from below is for the caller to decide, before all that our tables lack.
+    const refusal = below ? errors.belowWanted(this.path) : this.needs?.refusal;
     if (!refusal) return;
     const { use } = await fileUse(this.descriptor);
     throw use ? await fileInUse(this.descriptor, true) : refusal;
@@ -190,10 +222,11 @@ export class Qcow2Image extends Image {
   async info(): Promise<ImageInfo> {
     this.throwIfClosed();
     await this.refresh();
+    await this.backing?.refresh();
     const range = { offset: 0, length: this.size };
     const { survey } = await planFor(this.forJob(), { range, level: 'falloc' });
     const stats = await this.descriptor.use((fd) => factsOfFile(fd));
-    return infoOf({
+    const told = await infoOf({
       image: this.forJob(),
       formatBy: this.formatBy,
       facts: this.facts,
@@ -203,6 +236,8 @@ export class Qcow2Image extends Image {
       fileSize: stats.size,
       range,
     });
+    if (!this.backing) return told;
+    return { ...told, backing: await this.backing.info(await bytesByDepth(this.source, range)) };
   }
 
   protected override placeOf({ at }: Extent): number | undefined {
@@ -212,6 +247,7 @@ export class Qcow2Image extends Image {
   protected async release(): Promise<void> {
     this.reader.close();
     await this.files.data?.file.close();
+    await this.backing?.[Symbol.asyncDispose]();
     await this.descriptor.close();
   }
 }

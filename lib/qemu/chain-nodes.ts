@@ -10,12 +10,17 @@ import type { NodeOptions } from '../qmp/commands.js';
 import { diskErrors } from './errors.js';
 import type { StorageDaemon } from './storage-daemon.js';
 
-/** The image's own node. */
-export const TOP = 'layer0';
+/** By the number of its layer: that of the image itself is 0. */
+export function nodeOf(layer: number): string {
+  return `layer${layer}`;
+}
+
 /** A server that is gone for longer fails what waits for it. */
 const RECONNECT_SECONDS = 5;
 
 export interface ChainAccess {
+  /** The highest layer that is wanted. */
+  first: number;
   /** Whether the image itself is to be changed; the layers below never are. */
   write: boolean;
   /** Whether QEMU's locks are passed over: for looking at what somebody else has open. */
@@ -24,7 +29,7 @@ export interface ChainAccess {
 
 /** Adds nodes from the lowest layer up, so that none looks for what lies below it by itself. */
 export async function addChain(daemon: StorageDaemon, chain: Chain, access: ChainAccess): Promise<void> {
-  for (let i = chain.layers.length - 1; i >= 0; i--) {
+  for (let i = chain.layers.length - 1; i >= access.first; i--) {
     const writable = access.write && i === 0;
     const last = i === chain.layers.length - 1;
     try {
@@ -57,12 +62,12 @@ async function addLayer(
   if (layer.dataFile) await addFile(daemon, data, layer.dataFile, 'file', common);
   await daemon.addNode({
     driver: layer.format,
-    'node-name': `layer${index}`,
+    'node-name': nodeOf(index),
     file,
     ...common,
     ...(layer.dataFile && { 'data-file': data }),
     // null: nothing, whatever the image says.
-    ...(hasBacking(layer.format) && { backing: last ? null : `layer${index + 1}` }),
+    ...(hasBacking(layer.format) && { backing: last ? null : nodeOf(index + 1) }),
   });
 }
 

@@ -30,25 +30,27 @@ export class NbdExtents implements ExtentSource {
     private readonly nbd: NbdClient,
     /** Layers below the image, as they are now. */
     private readonly layersBelow: () => number,
+    /** Which layer it is that is exported: 0 is the image itself. */
+    private readonly first = 0,
   ) {}
 
   async *pages(range: ByteRange, _cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
     const below = this.layersBelow();
     const pages = statusPages(this.nbd, range, { contexts: CONTEXTS, step: STEP });
-    for await (const page of pages) yield extentsOf(page, below);
+    for await (const page of pages) yield extentsOf(page, below, this.first);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
-/** Of QEMU's allocation depth, 0: no layer has it; 1: the image; 2 and more: a layer below. */
-export function extentsOf(page: StatusPage, below: number): ExtentPage {
+/** Of QEMU's allocation depth, 0: no layer has it; 1: what is exported; 2 and more: a layer below. */
+export function extentsOf(page: StatusPage, below: number, first = 0): ExtentPage {
   const [base, depths] = page.flags;
   const count = page.length.length;
   const state = new Uint8Array(count);
   const depth = new Uint32Array(count);
   for (let i = 0; i < count; i++) {
-    const layer = depths![i]!;
+    const layer = depths![i]! && depths![i]! + first;
     state[i] = stateOf(layer, base![i]!, below);
     depth[i] = layer === 0 ? below : layer - 1;
   }

@@ -1,7 +1,7 @@
 /** A storage daemon that has a chain open, and an export of its top. */
 import type { Chain } from '../chain/chain.js';
 import { ThickenError } from '../errors.js';
-import { addChain, TOP, type ChainAccess } from './chain-nodes.js';
+import { addChain, nodeOf, type ChainAccess } from './chain-nodes.js';
 import { NodeExport } from './node-export.js';
 import { StorageDaemon } from './storage-daemon.js';
 
@@ -14,28 +14,28 @@ export class RestEngine implements AsyncDisposable {
   ) {}
 
   /**
-   * For looking: read-only, and passing over the locks of others if need be. Throws what StorageDaemon
-   * and NodeExport throw.
+   * For looking, from one of the layers down: read-only, and passing over the locks of others if need
+   * be. Throws what StorageDaemon and NodeExport throw, and BACKING_MISSING.
    */
-  static async look(chain: Chain): Promise<RestEngine> {
+  static async look(chain: Chain, first: number): Promise<RestEngine> {
     try {
-      return await RestEngine.start(chain, { write: false, share: false });
+      return await RestEngine.start(chain, { first, write: false, share: false });
     } catch (error) {
       if (!(error instanceof ThickenError) || error.code !== 'IN_USE') throw error;
-      return RestEngine.start(chain, { write: false, share: true });
+      return RestEngine.start(chain, { first, write: false, share: true });
     }
   }
 
-  /** For changing the top. Its locks keep other QEMUs out. Throws also IN_USE. */
+  /** For changing the image. Its locks keep other QEMUs out. Throws also IN_USE. */
   static work(chain: Chain): Promise<RestEngine> {
-    return RestEngine.start(chain, { write: true, share: false });
+    return RestEngine.start(chain, { first: 0, write: true, share: false });
   }
 
   private static async start(chain: Chain, access: ChainAccess): Promise<RestEngine> {
     const daemon = await StorageDaemon.start();
     try {
       await addChain(daemon, chain, access);
-      const added = await NodeExport.on(daemon.server, daemon.qmp, TOP);
+      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first));
       return new RestEngine(daemon, added, access.share);
     } catch (error) {
       const told = await daemon.explain(error, chain.top.path);

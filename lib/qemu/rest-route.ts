@@ -1,9 +1,9 @@
 /** Routes of a running guest, on an image at rest: a storage daemon has it open for as long as they work. */
 import type { Chain } from '../chain/chain.js';
-import type { CancelFlag, Work } from '../native.js';
+import type { CancelFlag } from '../native.js';
 import type { GuestContext } from '../routes/populate.js';
 import type { Cut, Mechanism, Route, RouteRequest, RouteSession, WholeControl } from '../routes/route.js';
-import { TOP } from './chain-nodes.js';
+import { nodeOf } from './chain-nodes.js';
 import { RestEngine } from './rest-engine.js';
 
 const MIB = 2 ** 20;
@@ -22,6 +22,8 @@ export interface RestContext extends RouteRequest {
   chain(): Chain;
   /** Ends what has the image open for reading. */
   letGo(): Promise<void>;
+  /** Told when the image has been changed, and the daemon is gone. */
+  after(): Promise<void>;
 }
 
 export function restRoute(mechanism: Mechanism<GuestContext>, context: RestContext): Route {
@@ -31,13 +33,13 @@ export function restRoute(mechanism: Mechanism<GuestContext>, context: RestConte
 
 /** Takes QEMU's locks, by the daemon. Throws IN_USE where somebody else has the image open. */
 async function openSession(mechanism: Mechanism<GuestContext>, context: RestContext): Promise<RouteSession> {
-  const { chain, letGo, ...request } = context;
+  const { chain, letGo, after, ...request } = context;
   await letGo();
   const engine = await RestEngine.work(chain());
   try {
     const { daemon, added } = engine;
-    const session = await mechanism.open({ ...request, client: daemon.qmp, node: TOP, nbd: added.nbd });
-    return new RestSession(session, engine, chain().top.path);
+    const session = await mechanism.open({ ...request, client: daemon.qmp, node: nodeOf(0), nbd: added.nbd });
+    return restSession(session, engine, chain().top.path, after);
   } catch (error) {
     await engine[Symbol.asyncDispose]();
     throw error;
@@ -45,41 +47,31 @@ async function openSession(mechanism: Mechanism<GuestContext>, context: RestCont
 }
 
 /** Where the daemon ends, that is why something failed. */
-class RestSession implements RouteSession {
-  readonly runWhole: RouteSession['runWhole'];
-
-  constructor(
-    private readonly session: RouteSession,
-    private readonly engine: RestEngine,
-    private readonly path: string,
-  ) {
-    const { runWhole } = session;
-    if (!runWhole) return;
-    this.runWhole = (control: WholeControl, bytes: number) =>
-      this.explained(runWhole.call(session, control, bytes));
-  }
-
-  run(ranges: Float64Array, cancel: CancelFlag): Promise<Work> {
-    return this.explained(this.session.run(ranges, cancel));
-  }
-
-  sync(): Promise<void> {
-    return this.explained(this.session.sync());
-  }
-
-  private async explained<T>(work: Promise<T>): Promise<T> {
+function restSession(
+  session: RouteSession,
+  engine: RestEngine,
+  path: string,
+  after: () => Promise<void>,
+): RouteSession {
+  const explained = async <T>(work: Promise<T>): Promise<T> => {
     try {
       return await work;
     } catch (error) {
-      throw await this.engine.daemon.explain(error, this.path);
+      throw await engine.daemon.explain(error, path);
     }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    try {
-      await this.session[Symbol.asyncDispose]();
-    } finally {
-      await this.engine[Symbol.asyncDispose]();
-    }
-  }
+  };
+  const whole = session.runWhole?.bind(session);
+  return {
+    run: (ranges: Float64Array, cancel: CancelFlag) => explained(session.run(ranges, cancel)),
+    sync: () => explained(session.sync()),
+    ...(whole && { runWhole: (control: WholeControl, bytes: number) => explained(whole(control, bytes)) }),
+    async [Symbol.asyncDispose]() {
+      try {
+        await session[Symbol.asyncDispose]();
+      } finally {
+        await engine[Symbol.asyncDispose]();
+        await after();
+      }
+    },
+  };
 }

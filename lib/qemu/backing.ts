@@ -1,0 +1,114 @@
+/** What an image at rest lies on, opened by the caller's word, and how the storage daemon deals with it. */
+import { Chain, type ChainOptions, type Layer } from '../chain/chain.js';
+import type { Descriptor } from '../descriptor.js';
+import type { ExtentSource } from '../extent-source.js';
+import { populateRoute, type GuestContext } from '../routes/populate.js';
+import type { Mechanism, Route, RouteRequest } from '../routes/route.js';
+import { streamRoute } from '../routes/stream.js';
+import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
+import { diskErrors } from './errors.js';
+import { nodeOf } from './chain-nodes.js';
+import { restRoute } from './rest-route.js';
+import { RestSource } from './rest-source.js';
+
+const MECHANISMS: Partial<Record<RouteName, Mechanism<GuestContext>>> = {
+  populate: populateRoute,
+  stream: streamRoute,
+};
+
+export class Backing implements AsyncDisposable {
+  private readonly source: RestSource;
+
+  private constructor(
+    private readonly file: Descriptor,
+    private current: Chain,
+    first: 0 | 1,
+    private readonly options: ChainOptions,
+  ) {
+    this.source = new RestSource(() => this.current, first);
+  }
+
+  /**
+   * Of an image in a format that the caller has stated; `file` stays the caller's. `first` 0: its map
+   * has the image, too; 1: only what lies below, for an image whose own tables somebody else reads.
+   * Throws what Chain.open throws.
+   */
+  static async open(file: Descriptor, format: string, first: 0 | 1, options: ChainOptions = {}): Promise<Backing> {
+    return new Backing(file, await Chain.open(file, format, options), first, options);
+  }
+
+  get chain(): Chain {
+    return this.current;
+  }
+
+  get layers(): readonly Layer[] {
+    return this.current.below;
+  }
+
+  /** Which layer has what, and whether that reads as zeros. */
+  get extents(): ExtentSource {
+    return this.source;
+  }
+
+  /** Looks at headers and layers anew: somebody else may have changed them since. */
+  async refresh(): Promise<void> {
+    await this.source.letGo();
+    const fresh = await Chain.open(this.file, this.current.top.format, this.options);
+    const old = this.current;
+    this.current = fresh;
+    await old[Symbol.asyncDispose]();
+  }
+
+  /** Ends the daemon that reads; the next look starts another one. */
+  letGo(): Promise<void> {
+    return this.source.letGo();
+  }
+
+  /** Throws RANGE or HAS_SNAPSHOTS where the request would free the image from what it lies on, and can't. */
+  checkDrop({ dropBacking, route, offset = 0, length }: AllocationRequest, size: number, snapshots: number): void {
+    if (!dropBacking && route !== 'stream') return;
+    const { path } = this.file;
+    if (offset !== 0 || (length ?? size) < size) throw diskErrors.shortBacking(path);
+    if (snapshots > 0 && this.layers.length > 0) throw diskErrors.hasSnapshots(path, snapshots);
+  }
+
+  /** `populate` or `stream`. Once it is through, `after` is told: the image has been changed. */
+  route(name: RouteName, request: RouteRequest, granularity: number, after?: () => Promise<void>): Route {
+    const mechanism = MECHANISMS[name];
+    if (!mechanism) throw new Error(`no mechanism for ${name}`);
+    return restRoute(mechanism, {
+      ...request,
+      granularity,
+      chain: () => this.current,
+      letGo: () => this.source.letGo(),
+      after: after ?? (() => Promise.resolve()),
+    });
+  }
+
+  warningsFor(size: number): string[] {
+    const warnings = this.source.shared ? ['somebody else has it open, too: what is told of it may be behind'] : [];
+    for (const { path, virtualSize } of this.layers) {
+      if (virtualSize === null || virtualSize >= size) continue;
+      warnings.push(`${path} is smaller than the image: what lies past its end reads as zeros`);
+    }
+    return warnings;
+  }
+
+  /** The layers, with how much of the image's content comes from each; `bytes`: by depth. */
+  async info(bytes: readonly number[]): Promise<ImageInfo['backing']> {
+    const { daemon } = await this.source.engine();
+    const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
+    const sizes = new Map(nodes.map((node) => [node['node-name'], node.image['virtual-size']]));
+    return this.layers.map(({ path, format, virtualSize }, i) => ({
+      path,
+      format,
+      virtualSize: virtualSize ?? sizes.get(nodeOf(i + 1)) ?? null,
+      allocated: bytes[i + 1] ?? 0,
+    }));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.source.letGo();
+    await this.current[Symbol.asyncDispose]();
+  }
+}
