@@ -174,7 +174,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const { exclusive = false } = this.request;
     const { level, range } = request;
     const asked = { level, range, exclusive, keepsFree: keepFree > 0 };
-    const other = image.passOf?.(pass.route, asked);
+    const other = await image.passOf?.(pass.route, asked);
     await runPass(
       {
         path: image.path,

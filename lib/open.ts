@@ -1,5 +1,6 @@
 /** From what the user names to an image. */
 import { openFile } from './file-image.js';
+import type { Format } from './format.js';
 import type { Image } from './image.js';
 import type { TlsOptions } from './nbd/client.js';
 import { isNbdUri } from './nbd/uri.js';
@@ -31,21 +32,30 @@ export async function open(
   return openGuestDisk(target, options);
 }
 
-/** Formats that a storage daemon deals with. */
-const AT_REST = new Set(['qed']);
 
 /** Each kind of image is loaded only where it is needed. */
 async function openPath(target: Target, options: OpenOptions): Promise<Image> {
   const format = await formatOf(target, options);
-  if (format.by === 'option' && target.kind === 'file' && AT_REST.has(format.name)) {
-    const { openRest } = await import('./qemu/rest-image.js');
-    return openRest(target.descriptor, format.name, options);
-  }
-  if (target.kind === 'block' || format.name !== 'qcow2') return openFile(target, options);
+  if (target.kind === 'block' || format.name === 'raw') return openFile(target, options);
+  if (format.name !== 'qcow2') return openOther(target, format, options);
   const { openQcow2 } = await import('./qcow2/image.js');
   // A guest can write a header into its raw disk: one that is none is no reason to fail.
   const fallback = format.doubtful ? () => openFile(target, options) : undefined;
   return openQcow2(target, format, options, fallback);
+}
+
+/** A suffix speaks for a format, but not for what an image says that it lies on (safety rule 7). */
+async function openOther(target: Target, format: Format, options: OpenOptions): Promise<Image> {
+  const { isStored, openStored } = await import('./qemu/stored-image.js');
+  const spoken = format.by === 'option' || (!format.doubtful && (await liesAlone(target, format)));
+  if (!spoken || !isStored(format.name)) return openFile(target, options);
+  return openStored(target.descriptor, format, options);
+}
+
+async function liesAlone({ descriptor }: Target, { name }: Format): Promise<boolean> {
+  const { hasBacking, readHeader } = await import('./chain/header.js');
+  if (!hasBacking(name)) return true;
+  return readHeader(descriptor, name).then(({ backing }) => backing === null, () => false);
 }
 
 async function formatOf({ descriptor }: Target, options: OpenOptions) {

@@ -6,6 +6,7 @@ import { qcow2Kind } from './qcow2.js';
 import { restKind } from './rest.js';
 import type { Kind, PlanFacts } from './kind.js';
 import { nbdKind } from './nbd.js';
+import { storedKind } from './stored.js';
 
 export type { Kind, PlanFacts, PlanRequest } from './kind.js';
 
@@ -14,6 +15,7 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   block: blockKind,
   guest: guestKind,
   nbd: nbdKind,
+  stored: storedKind,
   qcow2: qcow2Kind,
   rest: restKind,
 };

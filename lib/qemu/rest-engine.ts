@@ -26,16 +26,16 @@ export class RestEngine implements AsyncDisposable {
     }
   }
 
-  /** For changing the image. Its locks keep other QEMUs out. Throws also IN_USE. */
-  static work(chain: Chain): Promise<RestEngine> {
-    return RestEngine.start(chain, { first: 0, write: true, share: false });
+  /** For changing the image; by writes of ours only if its export is `writable`. Its locks keep other QEMUs out. Throws also IN_USE. */
+  static work(chain: Chain, writable = false): Promise<RestEngine> {
+    return RestEngine.start(chain, { first: 0, write: true, share: false }, writable);
   }
 
-  private static async start(chain: Chain, access: ChainAccess): Promise<RestEngine> {
+  private static async start(chain: Chain, access: ChainAccess, writable = false): Promise<RestEngine> {
     const daemon = await StorageDaemon.start();
     try {
       await addChain(daemon, chain, access);
-      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first));
+      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first), writable);
       return new RestEngine(daemon, added, access.share);
     } catch (error) {
       const told = await daemon.explain(error, chain.top.path);
