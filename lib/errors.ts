@@ -193,9 +193,6 @@ export const errors = {
       { path },
     ),
 
-  unsupportedTarget: (path: string, what: string) =>
-    build('UNSUPPORTED', `${what} is not a target yet`, 'name a file or a block device', { path }),
-
   formatRequired: (path: string, probed: string) =>
     build(
       'FORMAT_REQUIRED',
@@ -270,6 +267,17 @@ export const errors = {
       'run as root, or give --exclusive if you know that nothing else uses it',
       { path, errno: raw && Math.abs(raw.errno), syscall: raw?.syscall },
     ),
+
+  noLock: (path: string) =>
+    build(
+      'IN_USE',
+      'NBD has no lock: another client of the export could write what zeros would then replace',
+      'give --exclusive if you know that nothing else uses the export',
+      { path },
+    ),
+
+  readOnlyExport: (path: string) =>
+    build('UNSUPPORTED', 'the export is read-only', 'have the server export it writable', { path }),
 
   noSpace: (path: string, needed: number, available: number, quota: boolean) =>
     build(

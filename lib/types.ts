@@ -6,7 +6,16 @@
 /** How far to go; QEMU's own words. */
 export type Preallocation = 'metadata' | 'falloc' | 'full';
 
-export type RouteName = 'fallocate' | 'zero-write' | 'unshare' | 'device' | 'populate' | 'stream' | 'reserve' | 'qcow2';
+export type RouteName =
+  | 'fallocate'
+  | 'zero-write'
+  | 'unshare'
+  | 'device'
+  | 'nbd-write'
+  | 'populate'
+  | 'stream'
+  | 'reserve'
+  | 'qcow2';
 
 export interface ByteRange {
   offset: number;

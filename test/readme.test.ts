@@ -3,6 +3,7 @@ import { chmod, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { listJobs, QmpClient } from '../lib/index.js';
+import { nbdkit } from './nbd/servers.js';
 import { daemonWith } from './qmp/streams.js';
 import { attachLoop } from './support/loop.js';
 import { makePattern, type Segment } from './support/patterns.js';
@@ -45,7 +46,9 @@ const MONITOR = '/run/guest.qmp';
 const every = blocks('sh').flatMap((block) => block.trim().split('\n'));
 const live = every.filter((command) => / --device disk0|^thicken info --qmp/.test(command));
 const steering = every.filter((command) => command.includes(MONITOR) && !live.includes(command));
-const commands = every.filter((command) => !command.includes(MONITOR));
+const SERVED = '/run/disk.sock';
+const served = every.filter((command) => command.startsWith('thicken') && command.includes(SERVED));
+const commands = every.filter((command) => !command.includes(MONITOR) && !command.includes(SERVED));
 const withQemu = requires({ tools: ['qemu-img', 'qemu-storage-daemon'] });
 const withMachine = requires({ tools: ['qemu-img', 'qemu-system-x86_64'] });
 
@@ -53,6 +56,7 @@ test('README shows commands at all', () => {
   expect(commands.length).toBeGreaterThan(10);
   expect(steering.length).toBeGreaterThan(5);
   expect(live.length).toBeGreaterThan(5);
+  expect(served.length).toBeGreaterThan(4);
 });
 
 test.runIf(requires({ root: true, loop: true })).each(commands)('%s', async (command) => {
@@ -81,6 +85,15 @@ test.runIf(withQemu).each(steering)('%s', async (command) => {
   const outcome = await inShell(command.replace(MONITOR, qemu.qmp), folder, path);
   expect([outcome.status, outcome.stderr]).toEqual([0, '']);
   expect(outcome.stdout).toContain('stream0');
+});
+
+/** The export of the examples is a nbdkit's here; by SSH it is in test/nbd/remote.test.ts. */
+test.runIf(requires({ tools: ['nbdkit'] })).each(served)('%s', async (command) => {
+  const { folder, path } = await workplace();
+  await using server = await nbdkit(['memory', '64M']);
+  const outcome = await inShell(command.replace(SERVED, server.socketPath), folder, path);
+  expect(outcome.status, outcome.stderr).toBe(0);
+  expect(outcome.stdout.length).toBeGreaterThan(20);
 });
 
 /** A machine that has not been started, with a disk by that name over a template. */

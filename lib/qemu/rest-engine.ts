@@ -30,24 +30,30 @@ export class RestEngine implements AsyncDisposable {
   }
 
   /**
-   * For changing the image. Its locks keep other QEMUs out, and ours keep the layers below unchanged:
-   * an export alone would let them be written to. Throws also IN_USE.
+   * For changing the image; by writes of ours only if its export is `writable`. Its locks keep other
+   * QEMUs out, and ours keep the layers below unchanged: an export alone would let them be written to.
+   * Throws also IN_USE.
    */
-  static async work(chain: Chain): Promise<RestEngine> {
+  static async work(chain: Chain, writable = false): Promise<RestEngine> {
     const locks = await Locks.take(chain);
     try {
-      return await RestEngine.start(chain, { first: 0, write: true, share: false }, locks);
+      return await RestEngine.start(chain, { first: 0, write: true, share: false }, writable, locks);
     } catch (error) {
       await locks.close();
       throw error;
     }
   }
 
-  private static async start(chain: Chain, access: ChainAccess, locks = new Locks()): Promise<RestEngine> {
+  private static async start(
+    chain: Chain,
+    access: ChainAccess,
+    writable = false,
+    locks = new Locks(),
+  ): Promise<RestEngine> {
     const daemon = await StorageDaemon.start();
     try {
       await addChain(daemon, chain, access);
-      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first));
+      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first), writable);
       return new RestEngine(daemon, added, access.share, locks);
     } catch (error) {
       const told = await daemon.explain(error, chain.top.path);

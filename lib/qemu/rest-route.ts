@@ -35,7 +35,7 @@ export function restRoute(mechanism: Mechanism<GuestContext>, context: RestConte
 async function openSession(mechanism: Mechanism<GuestContext>, context: RestContext): Promise<RouteSession> {
   const { chain, letGo, after, ...request } = context;
   await letGo();
-  const engine = await RestEngine.work(chain());
+  const engine = await RestEngine.work(chain(), mechanism.name === 'nbd-write');
   try {
     const { daemon, added } = engine;
     const session = await mechanism.open({ ...request, client: daemon.qmp, node: nodeOf(0), nbd: added.nbd, keepsZeros: true });

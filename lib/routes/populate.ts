@@ -1,9 +1,9 @@
 import type { NbdClient } from '../nbd/client.js';
-import { ThickenError } from '../errors.js';
 import { NO_WORK, type CancelFlag, type Work } from '../native.js';
 import { explainLoss } from '../qemu/node-export.js';
 import type { QmpClient } from '../qmp/client.js';
 import { widen } from '../range.js';
+import { withPartial } from './outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 import { zeroParts } from './zero-parts.js';
 
@@ -67,15 +67,6 @@ export async function flush({ client, nbd }: GuestContext): Promise<void> {
   await nbd.flush().catch(async (error: unknown) => {
     throw await explainLoss(client, error);
   });
-}
-
-/**
- * What was done in spite of the failure still counts. An error of its own for each chunk: a lost
- * connection rejects all of them with one.
- */
-function withPartial(reason: unknown, partial: Work): unknown {
-  if (!(reason instanceof ThickenError)) return reason;
-  return new ThickenError(reason.code, reason.message, { ...reason, cause: { partial, cause: reason } });
 }
 
 /** Chunks start small: one of 32 MiB over a slow template held a guest's write up for 5 s. */
