@@ -238,14 +238,6 @@ export const errors = {
       { path },
     ),
 
-  metadataOnly: (path: string, level: string) =>
-    build(
-      'UNSUPPORTED',
-      `preallocation ${level} is not yet for an image with a backing file, at rest`,
-      'use --preallocation metadata',
-      { path },
-    ),
-
   needsWindow: (path: string) =>
     build(
       'NEEDS_WINDOW',

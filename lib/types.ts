@@ -150,4 +150,6 @@ export interface MapEntry {
   data: boolean;
   offset?: number;
   host: string;
+  /** The layer that has it, where that is not the image itself, and is known. */
+  file?: string;
 }

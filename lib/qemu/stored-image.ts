@@ -205,6 +205,10 @@ class StoredImage extends Image {
     return { type, free, abilities: names, cow, reflinked: null };
   }
 
+  protected override fileAt(depth: number): string | undefined {
+    return this.backing.chain.layers[depth]?.path;
+  }
+
   protected async release(): Promise<void> {
     await this.backing[Symbol.asyncDispose]();
     await this.stored.file.close();
