@@ -2,3 +2,4 @@ await import('./startup.mjs');
 await import('./scan.mjs');
 await import('./fill.mjs');
 await import('./live.mjs');
+await import('./offline.mjs');

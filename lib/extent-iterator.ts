@@ -17,11 +17,7 @@ export class ExtentIterator implements AsyncIterableIterator<Extent> {
   }
 
   private take(page: ExtentPage): Extent {
-    const i = this.index++;
-    const { offset, length, state, flags, depth, host } = page;
-    const extent = extentOf(offset[i]!, length[i]!, state[i]!, flags[i]!, depth?.[i]);
-    if (host && host[i]! >= 0) extent.at = host[i]!;
-    return extent;
+    return extentAt(page, this.index++);
   }
 
   private async nextPage(): Promise<IteratorResult<Extent>> {
@@ -40,4 +36,15 @@ export class ExtentIterator implements AsyncIterableIterator<Extent> {
   [Symbol.asyncIterator](): this {
     return this;
   }
+}
+
+/** Those of one page. */
+export function* extentsOf(page: ExtentPage): Generator<Extent> {
+  for (let i = 0; i < page.state.length; i++) yield extentAt(page, i);
+}
+
+function extentAt({ offset, length, state, flags, depth, host }: ExtentPage, i: number): Extent {
+  const extent = extentOf(offset[i]!, length[i]!, state[i]!, flags[i]!, depth?.[i]);
+  if (host && host[i]! >= 0) extent.at = host[i]!;
+  return extent;
 }

@@ -1,7 +1,7 @@
 /** An opened target: what it is, and what can be asked of it. */
 import { errors, usageError } from './errors.js';
 import type { Extent } from './extent.js';
-import { ExtentIterator } from './extent-iterator.js';
+import { ExtentIterator, extentsOf } from './extent-iterator.js';
 import { doubtOf, planFor, planRequestOf, type JobImage } from './job-image.js';
 import { Job } from './job.js';
 import type { ExtentMethod } from './native.js';
@@ -142,17 +142,19 @@ export abstract class Image implements AsyncDisposable {
 
   /** Entries as `qemu-img map` gives them, with the host's state. */
   async *map(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry> {
-    for await (const extent of this.extents(range)) {
-      const { offset: start, length, depth, present, zero, data, host } = extent;
-      const entry = { start, length, depth, present, zero, data };
-      const at = this.placeOf(extent);
-      yield at === undefined ? { ...entry, host } : { ...entry, offset: at, host };
-    }
+    for await (const entries of this.mapPages(range)) yield* entries;
   }
 
-  /** Where an extent lies in the file, in bytes. */
-  protected placeOf({ offset, at }: Extent): number | undefined {
-    return this.kind === 'qemu' ? at : offset;
+  /** The same, some thousands at a time: for millions of them. */
+  async *mapPages(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry[]> {
+    const entryOf = await this.mapEntries();
+    for await (const page of this.extentPages(range)) yield Array.from(extentsOf(page), entryOf);
+  }
+
+  /** How an extent is told by {@link map}. */
+  protected mapEntries(): Promise<(extent: Extent) => MapEntry> {
+    const placed = this.kind !== 'qemu';
+    return Promise.resolve((extent) => entryAt(extent, placed ? extent.offset : extent.at));
   }
 
   /** What can't be told or promised of this image, for people. */
@@ -179,4 +181,12 @@ export abstract class Image implements AsyncDisposable {
   protected throwIfClosed(): void {
     if (this.closing) throw errors.closed(this.path);
   }
+}
+
+/** `at`: where the extent lies in the file, in bytes. Literal objects: there may be millions of them. */
+export function entryAt(extent: Extent, at: number | undefined, zero = extent.zero): MapEntry {
+  const { offset: start, length, depth, present, data, host } = extent;
+  return at === undefined
+    ? { start, length, depth, present, zero, data, host }
+    : { start, length, depth, present, zero, data, offset: at, host };
 }

@@ -243,6 +243,8 @@ export interface Native {
     maxExtents: number,
     cancel?: CancelFlag,
   ): Promise<Qcow2Outcome & ExtentPage & { host: Float64Array; next: number }>;
+  /** Whether the file has fewer blocks (`hostBytes`) than clusters in use. */
+  looksPreallocatedQcow2(tables: Qcow2Tables, fd: number, hostBytes: number): Promise<boolean>;
   /** Reads the image afresh, checks all of it, and finds out what the request takes. */
   prepareQcow2(
     session: Qcow2Session,

@@ -34,15 +34,32 @@ const BATCH = 1 << 16;
 async function printJsonMap(image: Image, range: RangeOptions): Promise<void> {
   let batch = '[';
   let separator = '';
-  for await (const entry of image.map(range)) {
-    batch += separator + JSON.stringify(entry);
-    separator = ',\n';
+  for await (const entries of image.mapPages(range)) {
+    for (const entry of entries) {
+      batch += separator + jsonOf(entry);
+      separator = ',\n';
+    }
     if (batch.length > BATCH) {
       await printJsonPart(batch);
       batch = '';
     }
   }
   await printJsonPart(`${batch}]\n`);
+}
+
+/** Numbers, booleans, and the name of a state need no quoting: JSON.stringify takes three times as long. */
+function jsonOf({ start, length, depth, present, zero, data, offset, host }: MapEntry): string {
+  const at = offset === undefined ? '' : `"offset":${digits(offset)},`;
+  return `{"start":${digits(start)},"length":${digits(length)},"depth":${depth},"present":${present},"zero":${zero},"data":${data},${at}"host":"${host}"}`;
+}
+
+const MILLION = 1e6;
+
+/** Small integers are printed several times as fast as large ones. */
+function digits(value: number): string {
+  if (value < MILLION) return String(value);
+  const low = value % MILLION;
+  return digits((value - low) / MILLION) + String(low).padStart(6, '0');
 }
 
 const COLUMNS: Column[] = [

@@ -8,7 +8,7 @@ import type { Extent } from '../extent.js';
 import { bytesByDepth, FileExtents, tellsReserved, type ExtentSource } from '../extent-source.js';
 import { readFilesystem } from '../filesystem.js';
 import { requireStated, type Format } from '../format.js';
-import { Image } from '../image.js';
+import { entryAt, Image } from '../image.js';
 import { planFor, scopeOf, type JobImage } from '../job-image.js';
 import { FileLiveness } from '../liveness.js';
 import type { Qcow2Facts } from '../native.js';
@@ -17,7 +17,7 @@ import type { Plan, PlanFacts } from '../plan.js';
 import { qcow2Route, type Qcow2Context } from '../routes/qcow2.js';
 import type { Route, RouteRequest } from '../routes/route.js';
 import type { Target } from '../target.js';
-import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
+import type { AllocationRequest, ImageInfo, MapEntry, RouteName } from '../types.js';
 import type { Backing } from '../qemu/backing.js';
 import { BackedExtents } from './backed-extents.js';
 import { openDataFile } from './data-file.js';
@@ -240,8 +240,18 @@ export class Qcow2Image extends Image {
     return { ...told, backing: await this.backing.info(await bytesByDepth(this.source, range)) };
   }
 
-  protected override placeOf({ at }: Extent): number | undefined {
-    return this.facts.encrypted ? undefined : at;
+  /**
+   * As `qemu-img map` tells it: data is called zeros too where the host has nothing written, but only
+   * in an image with fewer blocks than clusters, in which QEMU asks the host (7.2).
+   */
+  protected override async mapEntries(): Promise<(extent: Extent) => MapEntry> {
+    const { encrypted } = this.facts;
+    const asksHost = !encrypted && (await this.reader.looksPreallocated());
+    return (extent) => {
+      const { zero, data, host, at } = extent;
+      const unwritten = host === 'hole' || host === 'unwritten';
+      return entryAt(extent, encrypted ? undefined : at, zero || (asksHost && data && unwritten));
+    };
   }
 
   protected async release(): Promise<void> {

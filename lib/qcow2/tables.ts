@@ -1,4 +1,6 @@
 /** A qcow2 image as its header and tables tell of it; read only. */
+import { fstat } from 'node:fs';
+import { promisify } from 'node:util';
 import type { Descriptor } from '../descriptor.js';
 import { rangeError } from '../errors.js';
 import type { FileExtents } from '../extent-source.js';
@@ -10,6 +12,8 @@ import {
   type Qcow2Facts,
 } from '../native.js';
 import { throwIfRefused } from './errors.js';
+
+const factsOfFile = promisify(fstat);
 
 /** The files of an image; `data` is its external data file, where it has one that is open. */
 export interface Qcow2Files {
@@ -58,6 +62,14 @@ export class Qcow2Reader {
     const page = await native().readQcow2(this.tables, files, offset, end, most, cancel);
     throwIfRefused(page, this.descriptor.path);
     return page;
+  }
+
+  /** Whether clusters are mapped to fewer blocks than they take: `qemu-img map` asks the host then. */
+  async looksPreallocated(): Promise<boolean> {
+    return this.descriptor.use(async (fd) => {
+      const { blocks } = await factsOfFile(fd);
+      return native().looksPreallocatedQcow2(this.tables, fd, blocks * 512);
+    });
   }
 
   close(): void {

@@ -38,7 +38,7 @@ async function openSession(mechanism: Mechanism<GuestContext>, context: RestCont
   const engine = await RestEngine.work(chain(), mechanism.name === 'nbd-write');
   try {
     const { daemon, added } = engine;
-    const session = await mechanism.open({ ...request, client: daemon.qmp, node: nodeOf(0), nbd: added.nbd });
+    const session = await mechanism.open({ ...request, client: daemon.qmp, node: nodeOf(0), nbd: added.nbd, keepsZeros: true });
     return restSession(session, engine, chain().top.path, after);
   } catch (error) {
     await engine[Symbol.asyncDispose]();

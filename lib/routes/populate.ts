@@ -5,6 +5,7 @@ import type { QmpClient } from '../qmp/client.js';
 import { widen } from '../range.js';
 import { withPartial } from './outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
+import { zeroParts } from './zero-parts.js';
 
 const MIB = 2 ** 20;
 
@@ -17,6 +18,8 @@ export interface GuestContext extends RouteRequest {
   nbd: NbdClient;
   /** Bytes of a cluster. */
   granularity: number;
+  /** Whether zeros are told from content by a look before each copy: beside a guest that is not done. */
+  keepsZeros?: boolean;
 }
 
 /**
@@ -43,9 +46,12 @@ class PopulateSession implements RouteSession {
    * state, ended QEMU by an assertion (7.2, bdrv_co_do_copy_on_readv).
    */
   private async cache(offset: number, length: number): Promise<number> {
-    const { nbd, granularity } = this.context;
+    const { nbd, granularity, keepsZeros } = this.context;
     const whole = widen({ offset, length }, granularity, nbd.size);
-    await nbd.cache(whole.offset, whole.length);
+    const parts = keepsZeros ? await zeroParts(nbd, whole, granularity) : [whole];
+    const copied = await Promise.allSettled(parts.map((part) => nbd.cache(part.offset, part.length)));
+    const failed = copied.find((outcome) => outcome.status === 'rejected');
+    if (failed) throw failed.reason;
     return length;
   }
 

@@ -121,6 +121,29 @@ Napi::Value jsReadQcow2(const Napi::CallbackInfo& info) {
       joinedValue);
 }
 
+struct Preallocated {
+  Outcome outcome;
+  bool value = false;
+};
+
+// (tables, fd, hostBytes, cancel?) → whether clusters have fewer blocks than they take
+Napi::Value jsLooksPreallocatedQcow2(const Napi::CallbackInfo& info) {
+  const int fd = descriptorArg(info, 1);
+  const uint64_t hostBytes = bytesOf(info[2]);
+  const std::shared_ptr<const Image> image = tablesArg(info, 0)->get();
+  if (!image) throw Napi::TypeError::New(info.Env(), "the image is closed");
+  return queue<Preallocated>(
+      info.Env(), cancelArg(info, 3),
+      [=](Preallocated* found, const CancelFlag& cancel) {
+        qcow2::FileIo io(fd);
+        found->outcome = qcow2::looksPreallocated(io, *image, hostBytes, cancel, &found->value);
+        return statusOf(found->outcome);
+      },
+      [](Napi::Env env, const Preallocated& found) {
+        return Napi::Boolean::New(env, found.value);
+      });
+}
+
 struct Measured {
   Outcome outcome;
   uint64_t clusterSize = 0;
@@ -192,6 +215,7 @@ void setOutcome(Napi::Env env, Napi::Object value, const Outcome& outcome) {
 void exportQcow2(Napi::Env env, Napi::Object exports) {
   exports.Set("openQcow2", Napi::Function::New(env, jsOpenQcow2));
   exports.Set("readQcow2", Napi::Function::New(env, jsReadQcow2));
+  exports.Set("looksPreallocatedQcow2", Napi::Function::New(env, jsLooksPreallocatedQcow2));
   exports.Set("measureQcow2", Napi::Function::New(env, jsMeasureQcow2));
 }
 

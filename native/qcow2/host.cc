@@ -187,7 +187,9 @@ Status HostLookup::find(Range range, uint64_t limit, const CancelFlag& cancel, c
   limit = std::max(limit, range.end());
   for (uint64_t at = range.offset; at < range.end();) {
     if (at < start_ || at >= end_) {
-      Status status = load(at, limit, cancel);
+      // What lies elsewhere than the last look is asked for alone: each extent more costs the
+      // kernel as much again.
+      Status status = load(at, at == end_ ? limit : range.end(), cancel);
       if (!status.ok()) return status;
       if (cancel.isSet()) return {};
     }

@@ -79,4 +79,9 @@ struct HostFiles {
 Outcome readJoined(const Image& image, const HostFiles& files, Range range, size_t maxExtents,
                    const CancelFlag& cancel, JoinedPage* page);
 
+/// Whether the container has fewer blocks (`hostBytes`) than clusters in use: then `qemu-img map`
+/// asks the host what its clusters are.
+Outcome looksPreallocated(Io& io, const Image& image, uint64_t hostBytes, const CancelFlag& cancel,
+                          bool* preallocated);
+
 }  // namespace thicken::qcow2

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { mustRun } from '../support/processes.js';
 import { random } from '../support/patterns.js';
 import { requires } from '../support/requirements.js';
-import { qemuMap } from '../support/judges.js';
+import { hostBytes, qemuMap, type QemuExtent } from '../support/judges.js';
 import { cliJson, KiB, MiB, type Refusal } from '../storage/helpers.js';
 import { allocate, BELOWS, expectOwn, expectSame, lookBefore, makeBelow, makeOverlay, qemuIo, SIZE, type BelowKind } from './disks.js';
 import { expectNothingLeft, withDaemon } from './helpers.js';
@@ -59,6 +59,8 @@ describe.runIf(runnable).each(['qcow2', 'qed'])('%s at rest', (format) => {
   });
 });
 
+const bytesOf = (extents: QemuExtent[]) => extents.reduce((sum, { length }) => sum + length, 0);
+
 type Piece = [start: number, end: number, depth: number];
 
 function piece(start: number, end: number, depth: number): Piece[] {
@@ -99,6 +101,19 @@ describe.runIf(runnable)('a qcow2 image at rest', () => {
     expect(result).toMatchObject({ verified: true });
     await expectSame(path, 'qcow2', before, below.files);
     await expectOwn(path, 'qcow2', 0, SIZE, true);
+  });
+
+  it('takes no storage for zeros at level metadata but their clusters', async () => {
+    const below = await makeBelow('raw', 18);
+    const path = await makeOverlay(below);
+    const before = await lookBefore(path, 'qcow2', below.files);
+    const content = bytesOf((await qemuMap(path, 'qcow2')).filter(({ zero }) => !zero));
+    expect(content).toBeLessThan(SIZE / 2);
+    await allocate(path, '--format', 'qcow2', '--preallocation', 'metadata');
+    await expectSame(path, 'qcow2', before, below.files);
+    await expectOwn(path, 'qcow2', 0, SIZE, true);
+    // With tables, and clusters that have zeros and content, too.
+    expect(await hostBytes(path)).toBeLessThan(content + 24 * CLUSTER + MiB);
   });
 
   it('keeps what internal snapshots need of what is below', async () => {

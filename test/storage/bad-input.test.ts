@@ -130,8 +130,14 @@ describe('a foreign header in an image', () => {
     expect(await sha256(path)).toBe(content);
   });
 
-  it('that the name agrees with is a format that can’t be allocated yet', async () => {
+  it('that the name agrees with is read, and refused for what is wrong with it', async () => {
     const path = withHeader('disk.qcow2');
+    await expectUntouched(path, () => expectError(['allocate', path], { code: 'QCOW2_CORRUPT', status: 1 }));
+  });
+
+  it('of a format that can’t be allocated is refused by name', async () => {
+    const path = scratchPath('disk.qed');
+    writeFileSync(path, Buffer.concat([Buffer.from('QED\0', 'latin1'), Buffer.alloc(64 * KiB)]));
     await expectUntouched(path, () => expectError(['allocate', path], { code: 'UNSUPPORTED', status: 1 }));
   });
 

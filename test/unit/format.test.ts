@@ -89,7 +89,7 @@ test('no head makes it throw, and doubt is for other formats than raw', () => {
 describe('requireRaw', () => {
   const codeOf = (path: string, head: Buffer, stated?: string) => {
     try {
-      requireRaw(path, formatOf(path, head, stated));
+      requireRaw(path, formatOf(path, head, stated), 'file');
       return null;
     } catch (error) {
       return (error as ThickenError).code;

@@ -45,7 +45,7 @@ const LAYERS = [
   ['qemu/rest-engine'],
   ['qemu/rest-source'],
   ['routes/route', 'routes/outcomes'],
-  ['routes/kernel-call', 'routes/hold-file', 'routes/zero-writer'],
+  ['routes/kernel-call', 'routes/zero-parts', 'routes/hold-file', 'routes/zero-writer'],
   ['qcow2/hold'],
   ['routes/fallocate', 'routes/unshare', 'routes/zero-write', 'routes/device', 'routes/populate', 'routes/nbd-write'],
   ['routes/stream'],
