@@ -3,7 +3,7 @@ import { Chain, type ChainOptions, type Layer } from '../chain/chain.js';
 import type { Descriptor } from '../descriptor.js';
 import type { ExtentSource } from '../extent-source.js';
 import { populateRoute, type GuestContext } from '../routes/populate.js';
-import { nbdTouchRoute } from '../routes/nbd-touch.js';
+import { nbdRewriteRoute, nbdTouchRoute } from '../routes/nbd-touch.js';
 import type { Mechanism, Route, RouteRequest } from '../routes/route.js';
 import { streamRoute } from '../routes/stream.js';
 import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
@@ -84,7 +84,8 @@ export class Backing implements AsyncDisposable {
 
   /** `populate`, `nbd-write` or `stream`. Once it is through, `after` is told: the image has been changed. */
   route(name: RouteName, request: RouteRequest, granularity: number, after?: () => Promise<void>): Route {
-    const mechanism = MECHANISMS[name];
+    const rewrites = name === 'nbd-write' && this.layers.length > 0;
+    const mechanism = rewrites ? nbdRewriteRoute : MECHANISMS[name];
     if (!mechanism) throw new Error(`no mechanism for ${name}`);
     return restRoute(mechanism, {
       ...request,

@@ -1,4 +1,6 @@
 import { NO_WORK, type Work } from '../native.js';
+import { diskErrors } from '../qemu/errors.js';
+import { widen } from '../range.js';
 import type { ByteRange } from '../types.js';
 import { allOf } from './outcomes.js';
 import { flush, type GuestContext } from './populate.js';
@@ -21,7 +23,7 @@ interface Touch {
  * the rest of a cluster with what it read as before.
  */
 class TouchSession implements RouteSession {
-  constructor(private readonly context: GuestContext) {}
+  constructor(protected readonly context: GuestContext) {}
 
   run(ranges: Float64Array): Promise<Work> {
     const touches = [...touchesOf(ranges, this.context.granularity)];
@@ -46,6 +48,37 @@ class TouchSession implements RouteSession {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
+/**
+ * For an image that lies on others. QEMU fills a cluster that is marked as zeros from what lies below
+ * when a part of it is written (QED, 7.2): there a touch would bring old data back. So each is written
+ * whole, with what was read of it, in one request.
+ */
+class RewriteSession extends TouchSession {
+  override run(ranges: Float64Array): Promise<Work> {
+    return allOf([...clustersOf(ranges, this.context.granularity)].map((part) => this.rewrite(part)));
+  }
+
+  private async rewrite({ offset, length }: ByteRange): Promise<Work> {
+    const { nbd, granularity } = this.context;
+    const whole = widen({ offset, length }, granularity, nbd.size);
+    const data = await nbd.read(whole.offset, whole.length);
+    await nbd.write(whole.offset, data);
+    return { ...NO_WORK, allocated: length, requests: 2 };
+  }
+}
+
+/** `ranges`, cut at the borders of clusters. */
+function* clustersOf(ranges: ArrayLike<number>, cluster: number): Generator<ByteRange> {
+  for (let i = 0; i < ranges.length; i += 2) {
+    const end = ranges[i]! + ranges[i + 1]!;
+    for (let at = ranges[i]!; at < end;) {
+      const next = Math.min(end, at - (at % cluster) + cluster);
+      yield { offset: at, length: next - at };
+      at = next;
+    }
+  }
+}
+
 /** `ranges` are of whole clusters, but for the image's end. */
 export function* touchesOf(ranges: ArrayLike<number>, cluster: number): Generator<Touch> {
   for (let i = 0; i < ranges.length; i += 2) {
@@ -65,11 +98,26 @@ function spotOf(at: number, border: number, end: number): ByteRange {
   return { offset, length: Math.min(end, border + SECTOR) - offset };
 }
 
-export const nbdTouchRoute: Mechanism<GuestContext> = {
+const CUT = {
   name: 'nbd-write',
   chunk: { bytes: 16 * MIB, ranges: 64 },
   most: { bytes: 16 * MIB, ranges: 64 },
   depth: 4,
   adapts: 'no',
+} as const;
+
+export const nbdTouchRoute: Mechanism<GuestContext> = {
+  ...CUT,
   open: (context) => Promise.resolve(new TouchSession(context)),
+};
+
+export const nbdRewriteRoute: Mechanism<GuestContext> = {
+  ...CUT,
+  // eslint-disable-next-line @typescript-eslint/require-await -- the interface is asynchronous
+  async open(context) {
+    const { granularity, nbd } = context;
+    const { maximum } = nbd.blockSize;
+    if (granularity <= maximum) return new RewriteSession(context);
+    throw diskErrors.cannotThicken(nbd.path, `an image over others with clusters of more than ${maximum} bytes`);
+  },
 };
