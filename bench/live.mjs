@@ -162,7 +162,7 @@ function withTemplate(size, body, home) {
     makeTemplate(template, size);
     await body({ folder, template, backing: template, image: join(folder, 'image.qcow2'), size });
   };
-  return withFilesystem('ext4', room, filled, home);
+  return withFilesystem('ext4', room, filled, { home });
 }
 
 /** Those that have a QEMU copy, which runs before they are timed. */

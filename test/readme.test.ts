@@ -40,6 +40,7 @@ async function freshImages(folder: string): Promise<void> {
   for (const name of ['disk.img', 'one.img', 'two.img']) {
     await makePattern(join(folder, name), SEGMENTS);
   }
+  await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', join(folder, 'disk.qcow2'), '128M']);
 }
 
 const MONITOR = '/run/guest.qmp';
@@ -59,7 +60,7 @@ test('README shows commands at all', () => {
   expect(served.length).toBeGreaterThan(4);
 });
 
-test.runIf(requires({ root: true, loop: true })).each(commands)('%s', async (command) => {
+test.runIf(requires({ root: true, loop: true, tools: ['qemu-img'] })).each(commands)('%s', async (command) => {
   const { folder, path } = await workplace();
   await freshImages(folder);
   // The run with --speed is shortened to what can be waited for: the range, not the rate.

@@ -58,6 +58,21 @@ export async function startQemu(folder, node) {
   return { ...daemon, qmp };
 }
 
+/** A qemu-storage-daemon that serves `node`, whose name is `disk`, on the socket `nbd` of the folder. */
+export async function startStorageDaemon(folder, node) {
+  const [socket, pidfile] = [join(folder, 'nbd'), join(folder, 'daemon.pid')];
+  rmSync(socket, { force: true });
+  return startDaemon(
+    'qemu-storage-daemon',
+    [
+      ...['--daemonize', '--pidfile', pidfile, '--blockdev', JSON.stringify(node)],
+      ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
+      ...['--export', `type=nbd,id=disk,node-name=${node['node-name']},name=disk,writable=on`],
+    ],
+    pidfile,
+  );
+}
+
 /** nbdkit serving a file through a filter; `args` are the filter's. */
 export async function startNbdkit(folder, file, filter, args) {
   const [socket, pidfile] = [join(folder, 'nbdkit'), join(folder, 'nbdkit.pid')];

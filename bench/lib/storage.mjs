@@ -15,10 +15,11 @@ const mkfs = {
  * @param {'ext4' | 'xfs'} type
  * @param {number} size bytes
  * @param {(folder: string) => Promise<void>} body
- * @param {string} [home] the folder that its backing file lies in
+ * @param {{ home?: string, sparse?: boolean }} [how] home: the folder that its backing file lies in;
+ *   sparse: for files that are reserved and hardly written to
  */
-export async function withFilesystem(type, size, body, home = process.env.THICKEN_SCRATCH ?? '/var/tmp') {
-  const filesystem = createFilesystem(type, size, home);
+export async function withFilesystem(type, size, body, how = {}) {
+  const filesystem = createFilesystem(type, size, how);
   const leave = () => filesystem.dispose();
   const interrupted = () => process.exit(130);
   process.once('exit', leave);
@@ -32,9 +33,9 @@ export async function withFilesystem(type, size, body, home = process.env.THICKE
   }
 }
 
-function createFilesystem(type, size, home) {
+function createFilesystem(type, size, { home = process.env.THICKEN_SCRATCH ?? '/var/tmp', sparse = false }) {
   const { bavail, bsize } = statfsSync(home);
-  if (bavail * bsize < size) throw new Error(`${home} has less than ${size} bytes free`);
+  if (!sparse && bavail * bsize < size) throw new Error(`${home} has less than ${size} bytes free`);
   const folder = mkdtempSync(join(home, 'thicken-bench-'));
   const [image, path] = [join(folder, 'image'), join(folder, 'mount')];
   const undo = [() => rmSync(folder, { recursive: true })];
@@ -42,7 +43,7 @@ function createFilesystem(type, size, home) {
     while (undo.length > 0) undo.pop()();
   };
   try {
-    execFileSync('fallocate', ['-l', String(size), image]);
+    execFileSync(...(sparse ? ['truncate', ['-s', String(size), image]] : ['fallocate', ['-l', String(size), image]]));
     const device = attach(image);
     undo.push(() => detach(device, image));
     execFileSync(mkfs[type][0], [...mkfs[type].slice(1), device]);

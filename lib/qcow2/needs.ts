@@ -30,7 +30,9 @@ export async function prepareNeeds(
   { range, level, backingEnd = ALL_BACKED }: NeedsRequest,
   cancel?: CancelFlag,
 ): Promise<Needs> {
-  const request = { ...range, level: QCOW2_LEVELS.indexOf(level), backingEnd };
+  // `full` takes the same clusters and blocks: zeros are written to them afterwards, several at a time.
+  const reached = level === 'full' ? 'falloc' : level;
+  const request = { ...range, level: QCOW2_LEVELS.indexOf(reached), backingEnd };
   const needs = await withFiles(files, (opened) => native().prepareQcow2(session, opened, request, cancel));
   return { needs, refusal: refusalOf(needs, files.file.file.path) };
 }
