@@ -40,6 +40,7 @@ async function freshImages(folder: string): Promise<void> {
   for (const name of ['disk.img', 'one.img', 'two.img']) {
     await makePattern(join(folder, name), SEGMENTS);
   }
+  await mustRun('qemu-img', ['create', '-q', '-f', 'vdi', join(folder, 'disk.vdi'), '64M']);
 }
 
 const MONITOR = '/run/guest.qmp';

@@ -3,7 +3,6 @@ import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
 import { qcow2Kind } from './qcow2.js';
-import { restKind } from './rest.js';
 import type { Kind, PlanFacts } from './kind.js';
 import { nbdKind } from './nbd.js';
 import { storedKind } from './stored.js';
@@ -17,5 +16,4 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   nbd: nbdKind,
   stored: storedKind,
   qcow2: qcow2Kind,
-  rest: restKind,
 };

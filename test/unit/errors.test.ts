@@ -27,7 +27,6 @@ const MADE: { [Name in keyof typeof errors]: [code: string, make: (path: string)
   unsupportedFormat: [['UNSUPPORTED', (path) => errors.unsupportedFormat(path, 'qcow2')]],
   qcow2OnDevice: [['UNSUPPORTED', errors.qcow2OnDevice]],
   belowWanted: [['FORMAT_REQUIRED', (path) => errors.belowWanted(path)]],
-  metadataOnly: [['UNSUPPORTED', (path) => errors.metadataOnly(path, 'full')]],
   needsPopulate: [['NEEDS_POPULATE', (path) => errors.needsPopulate(path, 65536, 65536)]],
   needsWindow: [['NEEDS_WINDOW', errors.needsWindow]],
   levelForRaw: [['USAGE', (path) => errors.levelForRaw(path, 'metadata')]],
