@@ -202,9 +202,14 @@ export const errors = {
     ),
 
   unsupportedFormat: (path: string, format: string) =>
-    build('UNSUPPORTED', `format ${format} can't be allocated`, 'only raw and qcow2 images can be, so far', {
-      path,
-    }),
+    build(
+      'UNSUPPORTED',
+      `format ${format} can't be allocated here`,
+      format === 'luks'
+        ? 'a LUKS container holds data throughout, and needs no key to get storage: say --format raw'
+        : 'state it by --format if it lies on another file, or convert it to raw or qcow2',
+      { path },
+    ),
 
   qcow2OnDevice: (path: string) =>
     build(

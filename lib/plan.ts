@@ -173,8 +173,8 @@ export class Planner {
       list.list().map(({ offset, length }) => ({ offset, length, why })),
     );
     const { unreserved } = this;
-    const { whyUnreserved = FOR_GUESTS } = KINDS[this.facts.kind];
-    const why = `the host file ${whyUnreserved(unreserved)}`;
+    const words = KINDS[this.facts.kind].whyUnreserved?.(unreserved) ?? FOR_GUESTS(unreserved);
+    const why = `the host file ${words}`;
     if (unreserved > 0) all.push({ ...this.request.range, why });
     return this.byReason.size > 1 || unreserved > 0 ? all.sort((a, b) => a.offset - b.offset) : all;
   }

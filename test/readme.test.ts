@@ -42,6 +42,7 @@ async function freshImages(folder: string): Promise<void> {
     await makePattern(join(folder, name), SEGMENTS);
   }
   await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', join(folder, 'disk.qcow2'), '128M']);
+  await mustRun('qemu-img', ['create', '-q', '-f', 'vdi', join(folder, 'disk.vdi'), '64M']);
 }
 
 const MONITOR = '/run/guest.qmp';

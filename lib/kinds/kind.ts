@@ -5,7 +5,7 @@ export interface PlanFacts {
   path: string;
   /**
    * `guest`: an image in a format, changed by the QEMU that has it open; `qcow2`: one at rest, which
-   * thicken changes itself; `stored`: one of a format that only QEMU writes, changed by a storage daemon.
+   * thicken changes itself; `stored`: one at rest of another format, changed by a storage daemon.
    */
   kind: 'file' | 'block' | 'guest' | 'qcow2' | 'stored' | 'nbd';
   /** What the file system is believed to do; of an NBD server, whether it can be told to allocate. */

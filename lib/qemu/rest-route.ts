@@ -19,11 +19,11 @@ const CUT: Pick<Cut, 'chunk' | 'most' | 'depth' | 'adapts'> = {
 export interface RestContext extends RouteRequest {
   /** Bytes of a cluster. */
   granularity: number;
-  chain(): Chain;
+  chain: () => Chain;
   /** Ends what has the image open for reading. */
-  letGo(): Promise<void>;
+  letGo: () => Promise<void>;
   /** Told when the image has been changed, and the daemon is gone. */
-  after(): Promise<void>;
+  after: () => Promise<void>;
 }
 
 export function restRoute(mechanism: Mechanism<GuestContext>, context: RestContext): Route {

@@ -24,13 +24,15 @@ interface Format {
   tells: boolean;
   /** Whether QEMU can check it. */
   checks: boolean;
+  /** Whether a QEMU that is killed may leave an image that QEMU does not write to any more (7.2). */
+  frail?: boolean;
 }
 
 const FORMATS: Format[] = [
   { name: 'qed', cluster: 65536, tells: true, checks: true },
   { name: 'vmdk', cluster: 65536, tells: true, checks: true },
   { name: 'vdi', cluster: MiB, tells: true, checks: true },
-  { name: 'vhdx', options: 'block_size=1M', cluster: MiB, tells: false, checks: true },
+  { name: 'vhdx', options: 'block_size=1M', cluster: MiB, tells: false, checks: true, frail: true },
   { name: 'vpc', options: 'force_size=on', cluster: 2 * MiB, tells: true, checks: false },
   { name: 'parallels', cluster: MiB, tells: true, checks: true },
 ];
@@ -134,8 +136,10 @@ describe.runIf(runnable).each(FORMATS)('$name', (format) => {
       await using _writer = await holdOpen(path);
       expect((await cliJson<Refusal>(['allocate', '--format', name, path])).status).toBe(4);
     }
-    await expectSound(format, path, copy);
+    // The one that had it open was killed: Parallels counts that as damage until it is written to again.
+    expect(await qemuCompare(path, copy, { formatA: name })).toBe(true);
     await allocate(path, '--format', name);
+    await expectSound(format, path, copy);
   });
 
   it('survives kill -9 at any moment, of thicken and of the daemon', { timeout: kills * 60_000 }, async () => {
@@ -153,12 +157,23 @@ describe.runIf(runnable).each(FORMATS)('$name', (format) => {
       // QEMU replays what its own logs hold, or frees what leaked, when it opens the image for writing.
       if (format.checks) await run('qemu-img', ['check', '-q', '-r', 'all', '-f', name, path]);
       await expectSound(format, path, copy);
+      if (format.frail && i % 2 === 1 && (await isStuck(path, name))) continue;
       expect(await allocate(path, '--format', name, '--preallocation', 'full')).toMatchObject({ verified: tells ? true : null });
       await expectSound(format, path, copy);
       expect(await missing(path, 'full')).toEqual([]);
     }
   });
 });
+
+/** QEMU had opened the image's log, and written nothing to it yet: it reads the image, and no more. */
+async function isStuck(path: string, name: string): Promise<boolean> {
+  const outcome = await cliJson<Refusal>(['allocate', path, '--format', name]);
+  if (outcome.status === 0) return false;
+  expect(outcome.document.error.code, outcome.stderr).toBe('ENOTSUP');
+  const { status } = await run('qemu-io', ['-f', name, '-c', 'write -P 0 20M 1k', path]);
+  expect(status).not.toBe(0);
+  return true;
+}
 
 describe.runIf(runnable)('what can’t be given storage is refused by name', () => {
   it.each([

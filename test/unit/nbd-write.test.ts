@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { extentOf, HOLE, meetsLevel, SERVED_DATA, SERVED_ZEROED, UNKNOWN } from '../../lib/extent.js';
 import { servedExtents } from '../../lib/export-extents.js';
 import { Planner, type PlanFacts } from '../../lib/plan.js';
+import { touchesOf } from '../../lib/routes/nbd-touch.js';
 import { piecesOf, zeroRuns } from '../../lib/routes/nbd-write.js';
 import type { Preallocation } from '../../lib/types.js';
 import { random } from '../support/patterns.js';
@@ -103,5 +104,38 @@ describe('zeros', () => {
   test('of a whole piece are one run', () => {
     expect([...zeroRuns(Buffer.alloc(2 ** 20), 4096, 512)]).toEqual([{ offset: 4096, length: 2 ** 20 }]);
     expect([...zeroRuns(Buffer.alloc(1024, 7), 0, 512)]).toEqual([]);
+  });
+});
+
+describe('touches of clusters', () => {
+  test('reach each cluster of the ranges once, with as little as that takes', () => {
+    const next = random(7);
+    for (let round = 0; round < 300; round++) {
+      const cluster = 512 * 2 ** (next() % 8);
+      const first = cluster * (next() % 50);
+      const count = 1 + (next() % 40);
+      const short = next() % 2 ? 512 : 0;
+      const length = cluster * count - (cluster > 512 ? short : 0);
+      const reached = new Map<number, number>();
+      let covered = 0;
+      for (const { spot, covers } of touchesOf([first, length], cluster)) {
+        expect(spot.offset).toBeGreaterThanOrEqual(first);
+        expect(spot.offset + spot.length).toBeLessThanOrEqual(first + length);
+        expect(spot.length).toBeLessThanOrEqual(1024);
+        for (const at of [spot.offset, spot.offset + spot.length - 1]) reached.set(Math.floor(at / cluster), covered);
+        covered += covers;
+      }
+      expect(covered).toBe(length);
+      expect(reached.size).toBe(count);
+    }
+  });
+
+  test.each([
+    [65536, 65536, [[65536, 512]]],
+    [0, 131072, [[65024, 1024]]],
+    [0, 196608, [[65024, 1024], [131072, 512]]],
+    [131072, 66048, [[196096, 1024]]],
+  ])('from %d on %d bytes are %j', (offset, length, spots) => {
+    expect([...touchesOf([offset, length], 65536)].map(({ spot }) => [spot.offset, spot.length])).toEqual(spots);
   });
 });
