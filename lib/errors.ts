@@ -193,9 +193,6 @@ export const errors = {
       { path },
     ),
 
-  unsupportedTarget: (path: string, what: string) =>
-    build('UNSUPPORTED', `${what} is not a target yet`, 'name a file or a block device', { path }),
-
   formatRequired: (path: string, probed: string) =>
     build(
       'FORMAT_REQUIRED',
@@ -205,9 +202,14 @@ export const errors = {
     ),
 
   unsupportedFormat: (path: string, format: string) =>
-    build('UNSUPPORTED', `format ${format} can't be allocated`, 'only raw and qcow2 images can be, so far', {
-      path,
-    }),
+    build(
+      'UNSUPPORTED',
+      `format ${format} can't be allocated here`,
+      format === 'luks'
+        ? 'a LUKS container holds data throughout, and needs no key to get storage: say --format raw'
+        : 'state it by --format if it lies on another file, or convert it to raw or qcow2',
+      { path },
+    ),
 
   qcow2OnDevice: (path: string) =>
     build(
@@ -241,14 +243,6 @@ export const errors = {
       { path },
     ),
 
-  metadataOnly: (path: string, level: string) =>
-    build(
-      'UNSUPPORTED',
-      `preallocation ${level} is not yet for an image with a backing file, at rest`,
-      'use --preallocation metadata',
-      { path },
-    ),
-
   needsWindow: (path: string) =>
     build(
       'NEEDS_WINDOW',
@@ -270,6 +264,17 @@ export const errors = {
       'run as root, or give --exclusive if you know that nothing else uses it',
       { path, errno: raw && Math.abs(raw.errno), syscall: raw?.syscall },
     ),
+
+  noLock: (path: string) =>
+    build(
+      'IN_USE',
+      'NBD has no lock: another client of the export could write what zeros would then replace',
+      'give --exclusive if you know that nothing else uses the export',
+      { path },
+    ),
+
+  readOnlyExport: (path: string) =>
+    build('UNSUPPORTED', 'the export is read-only', 'have the server export it writable', { path }),
 
   noSpace: (path: string, needed: number, available: number, quota: boolean) =>
     build(

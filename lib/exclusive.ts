@@ -2,7 +2,7 @@
 import { fstat } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { Descriptor } from './descriptor.js';
+import { Descriptor, READ_ONLY } from './descriptor.js';
 import { errors, type ThickenError } from './errors.js';
 import { native, type Work } from './native.js';
 import { deviceName, usersOfDevice, usersOfFile, type Users } from './users.js';
@@ -23,6 +23,10 @@ const { consistentRead, write, resize } = PERMISSIONS;
 const OURS = [HELD + consistentRead, HELD + write, UNSHARED + write, UNSHARED + resize];
 const CONFLICTS = [UNSHARED + consistentRead, UNSHARED + write, HELD + write, HELD + resize];
 
+/** For reading what must not change meanwhile. */
+const READERS = [HELD + consistentRead, UNSHARED + write, UNSHARED + resize];
+const READERS_CONFLICTS = [UNSHARED + consistentRead, HELD + write, HELD + resize];
+
 const USE_QMP =
   'stop what uses it; a guest that runs is allocated through its monitor: --qmp SOCKET --device ID';
 const USE_FALLOC =
@@ -38,6 +42,23 @@ export function factsOf(file: Descriptor) {
 export async function takeImageLocks(file: Descriptor): Promise<number[]> {
   await file.use((fd) => native().takeLocks(fd, OURS));
   return probeConflicts(file);
+}
+
+/**
+ * Keeps QEMUs from opening a file for writing until what is returned is closed. Throws IN_USE where one
+ * has it open so already.
+ */
+export async function keepUnchanged(file: Descriptor): Promise<Descriptor> {
+  const lock = await file.reopen(READ_ONLY);
+  try {
+    await lock.use((fd) => native().takeLocks(fd, READERS));
+    const held = await lock.use((fd) => native().probeLocks(fd, READERS_CONFLICTS));
+    if (held.length > 0) throw await fileInUse(file, true);
+    return lock;
+  } catch (error) {
+    await lock.close();
+    throw error;
+  }
 }
 
 export function probeConflicts(file: Descriptor): Promise<number[]> {

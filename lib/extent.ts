@@ -1,4 +1,4 @@
-import { BELOW, COMPRESSED, guestSide, hostSide, mappedNames, type GuestSide } from './mapped.js';
+import { BELOW, COMPRESSED, guestSide, hostSide, mappedNames, PAST_MAPPED, type GuestSide } from './mapped.js';
 import type { ByteRange, Preallocation } from './types.js';
 
 /** Storage behind a byte range. The order is that of `HostState` in native/extents.h. */
@@ -24,7 +24,11 @@ export const UNALLOCATED = 10;
 export const OWN_ZEROED = 11;
 export const BACKED_ZEROED = 12;
 
-/** All states, for people. From FIRST_MAPPED on, both sides are known (mapped.ts). */
+/** Of an NBD export, what its server calls no hole: whether it was written is not told. */
+export const SERVED_DATA = PAST_MAPPED;
+export const SERVED_ZEROED = PAST_MAPPED + 1;
+
+/** All states, for people. From FIRST_MAPPED to PAST_MAPPED, both sides are known (mapped.ts). */
 export const STATE_NAMES: readonly string[] = [
   ...HOST_STATES,
   'backing data',
@@ -36,15 +40,17 @@ export const STATE_NAMES: readonly string[] = [
   'zeroed data',
   'backing zeroed data',
   ...mappedNames(HOST_STATES),
+  'served data',
+  'served zeros',
 ];
 
 /** Read as zeros, by state. */
 const ZERO = new Set([
   ...[HOLE, UNWRITTEN, BACKED_ZERO, ABSENT, OWN_ZERO, UNALLOCATED],
-  ...[OWN_ZEROED, BACKED_ZEROED],
+  ...[OWN_ZEROED, BACKED_ZEROED, SERVED_ZEROED],
 ]);
 /** Read from storage, although that reads as zeros. */
-const ZEROED = new Set([OWN_ZEROED, BACKED_ZEROED]);
+const ZEROED = new Set([OWN_ZEROED, BACKED_ZEROED, SERVED_ZEROED]);
 /** What depends on no other file, whatever the host has behind it. */
 const ALONE = new Set([OWN_ZERO, OWN_DATA, OWN_ZEROED, UNALLOCATED]);
 
@@ -129,7 +135,7 @@ export function hostOf(state: number): number | null {
 export function meetsLevel(state: number, level: Preallocation): boolean {
   const guest = guestSide(state);
   if (guest) return mappedMeets(guest, state, level);
-  if (state === WRITTEN) return true;
+  if (state === WRITTEN || state === SERVED_DATA || state === SERVED_ZEROED) return true;
   return level !== 'full' && (state === UNWRITTEN || ALONE.has(state));
 }
 

@@ -148,7 +148,20 @@ export abstract class Image implements AsyncDisposable {
   /** The same, some thousands at a time: for millions of them. */
   async *mapPages(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry[]> {
     const entryOf = await this.mapEntries();
-    for await (const page of this.extentPages(range)) yield Array.from(extentsOf(page), entryOf);
+    for await (const page of this.extentPages(range)) {
+      yield Array.from(extentsOf(page), (extent) => this.withFile(entryOf(extent)));
+    }
+  }
+
+  private withFile(entry: MapEntry): MapEntry {
+    if (entry.depth === 0 || !entry.present) return entry;
+    const file = this.fileAt(entry.depth);
+    return file === undefined ? entry : { ...entry, file };
+  }
+
+  /** The file or server of a layer below, where it is known. */
+  protected fileAt(_depth: number): string | undefined {
+    return undefined;
   }
 
   /** How an extent is told by {@link map}. */

@@ -32,7 +32,10 @@ export interface JobImage {
   refuse?(plan: Plan): Promise<void>;
   route(name: RouteName, request: RouteRequest): Route;
   /** What is different of a pass, where it does not go over the image's own extents. */
-  passOf?(name: RouteName, request: RouteRequest): Partial<PassRequest> | null;
+  passOf?(
+    name: RouteName,
+    request: RouteRequest,
+  ): Partial<PassRequest> | null | Promise<Partial<PassRequest> | null>;
 }
 
 export interface Scope {

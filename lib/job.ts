@@ -174,7 +174,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const { exclusive = false } = this.request;
     const { level, range } = request;
     const asked = { level, range, exclusive, keepsFree: keepFree > 0 };
-    const other = image.passOf?.(pass.route, asked);
+    const other = await image.passOf?.(pass.route, asked);
     await runPass(
       {
         path: image.path,
@@ -260,10 +260,11 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     carriedOut: Plan,
   ): Promise<AllocationResult> {
     const { image } = this;
-    const known = image.exact;
     const changed = carriedOut.passes.length > 0;
     if (!changed) await image.check(this.request);
     const { survey: after, passes: left } = changed ? await this.settle(request) : before;
+    // Only now: that a server's map does not show what was done is seen in the map.
+    const known = image.exact;
     const lacking = after.missing + after.unreserved;
     const verified = known ? lacking === 0 : null;
     const doubt = doubtOf(image, request.level);

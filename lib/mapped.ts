@@ -46,6 +46,8 @@ const PLACED: GuestSide[] = [
 /** States of extents begin here that both sides are known of. */
 export const FIRST_MAPPED = 13;
 const FIRST_PLACED = FIRST_MAPPED + ALONE.length;
+/** And end here. */
+export const PAST_MAPPED = FIRST_PLACED + PLACED.length * 5;
 
 export const BELOW = FIRST_MAPPED;
 export const UNMAPPED = FIRST_MAPPED + 1;
@@ -60,7 +62,7 @@ export function guestSide(state: number): GuestSide | null {
 
 /** The host's side, as its index in HOST_STATES; null where there is no place, or none is known. */
 export function hostSide(state: number): number | null {
-  return state < FIRST_PLACED ? null : (state - FIRST_PLACED) % 5;
+  return state < FIRST_PLACED || state >= PAST_MAPPED ? null : (state - FIRST_PLACED) % 5;
 }
 
 /** For people. */

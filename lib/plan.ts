@@ -65,11 +65,13 @@ const ROUTE_ORDER: RouteName[] = [
   'fallocate',
   'zero-write',
   'device',
+  'nbd-write',
   'reserve',
   'populate',
   'stream',
   'qcow2',
 ];
+const FOR_GUESTS = (bytes: number) => `holds ${bytes} bytes too few in reserve for what a guest may write`;
 /** Missing states that take no new host blocks when they are dealt with. */
 const TAKES_NOTHING = new Set([UNWRITTEN, BACKED_ZERO, BACKED_ZEROED, ABSENT]);
 
@@ -171,7 +173,8 @@ export class Planner {
       list.list().map(({ offset, length }) => ({ offset, length, why })),
     );
     const { unreserved } = this;
-    const why = `the host file holds ${unreserved} bytes too few in reserve for what a guest may write`;
+    const words = KINDS[this.facts.kind].whyUnreserved?.(unreserved) ?? FOR_GUESTS(unreserved);
+    const why = `the host file ${words}`;
     if (unreserved > 0) all.push({ ...this.request.range, why });
     return this.byReason.size > 1 || unreserved > 0 ? all.sort((a, b) => a.offset - b.offset) : all;
   }
@@ -190,6 +193,7 @@ export class Planner {
 
   finish(): Plan {
     const wholes = this.wholes();
+    const { order = ROUTE_ORDER } = KINDS[this.facts.kind];
     const lists = ROUTE_ORDER.map((route) => [route, this.byRoute.get(route)] as const);
     const whole = (route: RouteName) => wholes.some((pass) => pass.route === route);
     const found = lists.flatMap(([route, list]) => (list?.bytes && !whole(route) ? [{ route, list }] : []));
@@ -204,7 +208,7 @@ export class Planner {
         return (steps ??= makeSteps());
       },
       passes: [...found.map(({ route, list }) => passOf(route, list)), ...wholes].sort(
-        (a, b) => ROUTE_ORDER.indexOf(a.route) - ROUTE_ORDER.indexOf(b.route),
+        (a, b) => order.indexOf(a.route) - order.indexOf(b.route),
       ),
       survey: this.survey(),
     };

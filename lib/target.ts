@@ -26,9 +26,6 @@ export function nameOf({ qmp, device }: GuestTarget): string {
 
 /** Opens a file or block device for reading. Throws the errno's name, EISDIR, or UNSUPPORTED, CHANGED. */
 export async function openTarget(name: string): Promise<Target> {
-  if (/^(nbd|nbds|nbd\+unix|nbds\+unix):/.test(name)) {
-    throw errors.unsupportedTarget(name, 'an NBD server');
-  }
   const facts = await lookAt(name);
   const kind = kindOf(facts, name);
   return { kind, descriptor: await Descriptor.openSame(name, READ_ONLY, facts) };

@@ -6,7 +6,16 @@
 /** How far to go; QEMU's own words. */
 export type Preallocation = 'metadata' | 'falloc' | 'full';
 
-export type RouteName = 'fallocate' | 'zero-write' | 'unshare' | 'device' | 'populate' | 'stream' | 'reserve' | 'qcow2';
+export type RouteName =
+  | 'fallocate'
+  | 'zero-write'
+  | 'unshare'
+  | 'device'
+  | 'nbd-write'
+  | 'populate'
+  | 'stream'
+  | 'reserve'
+  | 'qcow2';
 
 export interface ByteRange {
   offset: number;
@@ -141,4 +150,6 @@ export interface MapEntry {
   data: boolean;
   offset?: number;
   host: string;
+  /** The layer that has it, where that is not the image itself, and is known. */
+  file?: string;
 }

@@ -3,12 +3,14 @@ import { chmod, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { listJobs, QmpClient } from '../lib/index.js';
+import { nbdkit } from './nbd/servers.js';
 import { daemonWith } from './qmp/streams.js';
 import { attachLoop } from './support/loop.js';
 import { makePattern, type Segment } from './support/patterns.js';
-import { cliMain, mustRun, repository, run, startQemu } from './support/processes.js';
+import { cliMain, mustRun, repository, run, start, startQemu } from './support/processes.js';
 import { requires } from './support/requirements.js';
 import { scratchPath } from './support/scratch.js';
+import { waitFor } from './support/wait.js';
 
 const MIB = 2 ** 20;
 const readme = readFileSync(join(repository, 'README.md'), 'utf8');
@@ -40,13 +42,20 @@ async function freshImages(folder: string): Promise<void> {
     await makePattern(join(folder, name), SEGMENTS);
   }
   await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', join(folder, 'disk.qcow2'), '128M']);
+  await mustRun('qemu-img', ['create', '-q', '-f', 'vdi', join(folder, 'disk.vdi'), '64M']);
 }
 
 const MONITOR = '/run/guest.qmp';
 const every = blocks('sh').flatMap((block) => block.trim().split('\n'));
 const live = every.filter((command) => / --device disk0|^thicken info --qmp/.test(command));
 const steering = every.filter((command) => command.includes(MONITOR) && !live.includes(command));
-const commands = every.filter((command) => !command.includes(MONITOR));
+const SERVED = '/run/disk.sock';
+const served = every.filter((command) => command.startsWith('thicken') && command.includes(SERVED));
+const TEMPLATE = '/run/template.sock';
+const template = blocks('sh').find((block) => block.includes(TEMPLATE))?.trim().split('\n') ?? [];
+const commands = every.filter(
+  (command) => ![MONITOR, SERVED].some((socket) => command.includes(socket)) && !template.includes(command),
+);
 const withQemu = requires({ tools: ['qemu-img', 'qemu-storage-daemon'] });
 const withMachine = requires({ tools: ['qemu-img', 'qemu-system-x86_64'] });
 
@@ -54,6 +63,7 @@ test('README shows commands at all', () => {
   expect(commands.length).toBeGreaterThan(10);
   expect(steering.length).toBeGreaterThan(5);
   expect(live.length).toBeGreaterThan(5);
+  expect(served.length).toBeGreaterThan(4);
 });
 
 test.runIf(requires({ root: true, loop: true, tools: ['qemu-img'] })).each(commands)('%s', async (command) => {
@@ -82,6 +92,32 @@ test.runIf(withQemu).each(steering)('%s', async (command) => {
   const outcome = await inShell(command.replace(MONITOR, qemu.qmp), folder, path);
   expect([outcome.status, outcome.stderr]).toEqual([0, '']);
   expect(outcome.stdout).toContain('stream0');
+});
+
+/** The export of the examples is a nbdkit's here; by SSH it is in test/nbd/remote.test.ts. */
+test.runIf(requires({ tools: ['nbdkit'] })).each(served)('%s', async (command) => {
+  const { folder, path } = await workplace();
+  await using server = await nbdkit(['memory', '64M']);
+  const outcome = await inShell(command.replace(SERVED, server.socketPath), folder, path);
+  expect(outcome.status, outcome.stderr).toBe(0);
+  expect(outcome.stdout.length).toBeGreaterThan(20);
+});
+
+/** In a row: each needs what the one before it made. The server is ended by its own command line's file. */
+test.runIf(requires({ tools: ['nbdkit', 'qemu-img', 'qemu-storage-daemon'] }))('the disk made of a template', async () => {
+  const { folder, path } = await workplace();
+  await makePattern(join(folder, 'template.raw'), [{ kind: 'data', length: 8 * MIB }, { kind: 'hole', length: 8 * MIB }]);
+  const [server, ...rest] = template.map((command) => command.replace(TEMPLATE, join(folder, 's')));
+  await using nbd = start('sh', ['-c', server!.replace('nbdkit', 'exec nbdkit -f')], { cwd: folder });
+  await waitFor('the server', () => existsSync(join(folder, 's')));
+  expect(rest).toHaveLength(2);
+  for (const command of rest) {
+    const outcome = await inShell(command, folder, path);
+    expect(outcome.status, outcome.stderr).toBe(0);
+  }
+  await nbd.dispose();
+  const same = await run('qemu-img', ['compare', '-f', 'raw', '-F', 'qcow2', 'template.raw', 'disk.qcow2'], { cwd: folder });
+  expect(same.status, same.stderr).toBe(0);
 });
 
 /** A machine that has not been started, with a disk by that name over a template. */

@@ -27,6 +27,8 @@ const COLOURS: Record<string, Colour> = {
   unallocated: 'gray',
   'zeroed data': 'green',
   'backing zeroed data': 'gray',
+  'served data': 'green',
+  'served zeros': 'green',
 };
 /** What the image has no storage of its own for. */
 const MISSING = new Set([HOLE, BACKED_DATA, BACKED_ZERO, BACKED_ZEROED, ABSENT, UNALLOCATED]);

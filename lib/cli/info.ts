@@ -60,9 +60,18 @@ export function renderInfo(info: ImageInfo): string {
     ['granularity', size(info.granularity)],
     ['in use', useOf(info)],
     ['file system', filesystemOf(info)],
-    ...info.backing.map((layer): [string, string] => ['backing', plain(layer.path)]),
+    ...info.backing.map((layer): [string, string] => ['backing', layerOf(layer)]),
   ];
   return rows.map(([name, text]) => `${styled('bold', name.padEnd(13))} ${text}\n`).join('');
+}
+
+function layerOf({ path, format, virtualSize, allocated }: ImageInfo['backing'][number]): string {
+  const facts = [
+    format ?? 'format not recorded',
+    virtualSize === null ? 'not opened' : formatBytes(virtualSize),
+    allocated === undefined ? '' : `${formatBytes(allocated)} of the image`,
+  ];
+  return `${plain(path)} (${plain(facts.filter(Boolean).join(', '))})`;
 }
 
 function size(bytes: number | null): string {

@@ -10,7 +10,7 @@ import {
   type RangeOptions,
 } from './options.js';
 import { openNamed } from './targets.js';
-import { print, printJsonPart, warn } from './output.js';
+import { plain, print, printJsonPart, warn } from './output.js';
 import { renderSvg, SVG_COLUMNS } from './svg.js';
 import { renderTable, type Column } from './table.js';
 
@@ -48,9 +48,10 @@ async function printJsonMap(image: Image, range: RangeOptions): Promise<void> {
 }
 
 /** Numbers, booleans, and the name of a state need no quoting: JSON.stringify takes three times as long. */
-function jsonOf({ start, length, depth, present, zero, data, offset, host }: MapEntry): string {
+function jsonOf({ start, length, depth, present, zero, data, offset, host, file }: MapEntry): string {
   const at = offset === undefined ? '' : `"offset":${digits(offset)},`;
-  return `{"start":${digits(start)},"length":${digits(length)},"depth":${depth},"present":${present},"zero":${zero},"data":${data},${at}"host":"${host}"}`;
+  const where = file === undefined ? '' : `,"file":${JSON.stringify(file)}`;
+  return `{"start":${digits(start)},"length":${digits(length)},"depth":${depth},"present":${present},"zero":${zero},"data":${data},${at}"host":"${host}"${where}}`;
 }
 
 const MILLION = 1e6;
@@ -66,7 +67,7 @@ const COLUMNS: Column[] = [
   { head: 'offset', align: 'right', width: 18 },
   { head: 'length', align: 'right', width: 18 },
   { head: 'host', width: 11 },
-  { head: 'guest', width: 8 },
+  { head: 'guest' },
 ];
 const TABLE_ROWS = 1000;
 
@@ -85,9 +86,10 @@ async function printTable(image: Image, range: RangeOptions): Promise<void> {
   await flush();
 }
 
-function rowOf({ start, length, host, zero, depth }: MapEntry): string[] {
+function rowOf({ start, length, host, zero, depth, file = '' }: MapEntry): string[] {
   const guest = zero ? 'zero' : 'data';
-  return [String(start), String(length), host, depth > 0 ? `${guest} @${depth}` : guest];
+  const where = depth > 0 ? `${guest} @${depth} ${plain(file)}` : guest;
+  return [String(start), String(length), host, where.trimEnd()];
 }
 
 async function printBar(image: Image, range: RangeOptions): Promise<void> {

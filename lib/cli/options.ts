@@ -35,6 +35,7 @@ export const ROUTE_NAMES: RouteName[] = [
   'zero-write',
   'unshare',
   'device',
+  'nbd-write',
   'populate',
   'stream',
   'reserve',

@@ -7,6 +7,8 @@ import {
   OWN_DATA,
   OWN_ZERO,
   OWN_ZEROED,
+  SERVED_DATA,
+  SERVED_ZEROED,
   SHARED,
   STATE_NAMES,
   UNALLOCATED,
@@ -37,13 +39,15 @@ const COLOURS: Record<number, string> = {
   [OWN_DATA]: '#1a7f37',
   [OWN_ZERO]: '#54aeff',
   [OWN_ZEROED]: '#4ac26b',
+  [SERVED_DATA]: '#1a7f37',
+  [SERVED_ZEROED]: '#4ac26b',
   [BACKED_DATA]: '#e5b4a2',
   [BACKED_ZERO]: '#f2dcd3',
   [BACKED_ZEROED]: '#ecc8ba',
 };
 /** From the bottom of a column to its top. */
 const STACK = [
-  ...[WRITTEN, OWN_DATA, OWN_ZEROED, UNWRITTEN, OWN_ZERO, SHARED, UNKNOWN],
+  ...[WRITTEN, OWN_DATA, SERVED_DATA, OWN_ZEROED, SERVED_ZEROED, UNWRITTEN, OWN_ZERO, SHARED, UNKNOWN],
   ...[BACKED_DATA, BACKED_ZEROED, BACKED_ZERO],
 ];
 

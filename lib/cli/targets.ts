@@ -14,7 +14,7 @@ export async function targetsOf(paths: string[], options: QemuOptions): Promise<
   if (qmp === undefined) {
     if (device.length > 0) throw usageError('--device without --qmp', 'say which QEMU, by --qmp SOCKET');
     if (nbd !== undefined) throw usageError('--nbd without --qmp', 'say which QEMU, by --qmp SOCKET');
-    if (paths.length === 0) throw usageError('no target', 'name a file, a block device, or --qmp and --device');
+    if (paths.length === 0) throw usageError('no target', 'name a file, a block device, an NBD URI, or --qmp and --device');
     return paths;
   }
   if (paths.length > 0) throw usageError('a path beside --qmp', 'name the one or the other');

@@ -3,8 +3,9 @@ import { blockKind } from './block.js';
 import { fileKind } from './file.js';
 import { guestKind } from './guest.js';
 import { qcow2Kind } from './qcow2.js';
-import { restKind } from './rest.js';
 import type { Kind, PlanFacts } from './kind.js';
+import { nbdKind } from './nbd.js';
+import { storedKind } from './stored.js';
 
 export type { Kind, PlanFacts, PlanRequest } from './kind.js';
 
@@ -12,6 +13,7 @@ export const KINDS: Record<PlanFacts['kind'], Kind> = {
   file: fileKind,
   block: blockKind,
   guest: guestKind,
+  nbd: nbdKind,
+  stored: storedKind,
   qcow2: qcow2Kind,
-  rest: restKind,
 };

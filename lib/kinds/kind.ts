@@ -5,10 +5,10 @@ export interface PlanFacts {
   path: string;
   /**
    * `guest`: an image in a format, changed by the QEMU that has it open; `qcow2`: one at rest, which
-   * thicken changes itself; `rest`: one at rest that lies on others, changed by a storage daemon.
+   * thicken changes itself; `stored`: one at rest of another format, changed by a storage daemon.
    */
-  kind: 'file' | 'block' | 'guest' | 'qcow2' | 'rest';
-  /** What the file system is believed to do. */
+  kind: 'file' | 'block' | 'guest' | 'qcow2' | 'stored' | 'nbd';
+  /** What the file system is believed to do; of an NBD server, whether it can be told to allocate. */
   abilities: { fallocate: boolean; unshare: boolean };
   /** Whether there is a backing file. */
   readonly backed?: boolean;
@@ -51,6 +51,10 @@ export interface Kind {
   reasonFor(route: RouteName, facts: PlanFacts, request: PlanRequest): string;
   /** Bytes that are not held ready for guest writes, where the request asks for that. */
   unreserved?(facts: PlanFacts, request: PlanRequest): number;
+  /** What the host file then does or lacks, for people. */
+  whyUnreserved?(bytes: number): string;
+  /** The order in which its routes run, where that is another than usual. */
+  readonly order?: readonly RouteName[];
   /**
    * What is to be done beside the extents; `listed`: whether a route has some of them;
    * `bytes`: how much there is, by state. Instead of a route's list, where it has one.

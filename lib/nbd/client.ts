@@ -16,6 +16,7 @@ import { PlainReply, ReadReply, StatusReply, type ContextStatus } from './replie
 export type { ContextStatus } from './replies.js';
 export type { BlockSize, ExportFlags } from './protocol.js';
 export type { NbdAddress, DialOptions } from './dial.js';
+export type { TlsOptions } from './transport.js';
 
 export const BASE_ALLOCATION = 'base:allocation';
 export const ALLOCATION_DEPTH = 'qemu:allocation-depth';

@@ -254,6 +254,10 @@ export class Qcow2Image extends Image {
     };
   }
 
+  protected override fileAt(depth: number): string | undefined {
+    return this.backing?.chain.layers[depth]?.path;
+  }
+
   protected async release(): Promise<void> {
     this.reader.close();
     await this.files.data?.file.close();

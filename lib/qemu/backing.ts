@@ -3,6 +3,7 @@ import { Chain, type ChainOptions, type Layer } from '../chain/chain.js';
 import type { Descriptor } from '../descriptor.js';
 import type { ExtentSource } from '../extent-source.js';
 import { populateRoute, type GuestContext } from '../routes/populate.js';
+import { nbdRewriteRoute, nbdTouchRoute } from '../routes/nbd-touch.js';
 import type { Mechanism, Route, RouteRequest } from '../routes/route.js';
 import { streamRoute } from '../routes/stream.js';
 import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
@@ -13,6 +14,7 @@ import { RestSource } from './rest-source.js';
 
 const MECHANISMS: Partial<Record<RouteName, Mechanism<GuestContext>>> = {
   populate: populateRoute,
+  'nbd-write': nbdTouchRoute,
   stream: streamRoute,
 };
 
@@ -59,6 +61,14 @@ export class Backing implements AsyncDisposable {
     await old[Symbol.asyncDispose]();
   }
 
+  /** The image as the daemon has it; bytes. */
+  async node(): Promise<{ size: number; clusterSize: number | null }> {
+    const { daemon } = await this.source.engine();
+    const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
+    const top = nodes.find((node) => node['node-name'] === nodeOf(0))?.image;
+    return { size: top?.['virtual-size'] ?? 0, clusterSize: top?.['cluster-size'] ?? null };
+  }
+
   /** Ends the daemon that reads; the next look starts another one. */
   letGo(): Promise<void> {
     return this.source.letGo();
@@ -72,9 +82,10 @@ export class Backing implements AsyncDisposable {
     if (snapshots > 0 && this.layers.length > 0) throw diskErrors.hasSnapshots(path, snapshots);
   }
 
-  /** `populate` or `stream`. Once it is through, `after` is told: the image has been changed. */
+  /** `populate`, `nbd-write` or `stream`. Once it is through, `after` is told: the image has been changed. */
   route(name: RouteName, request: RouteRequest, granularity: number, after?: () => Promise<void>): Route {
-    const mechanism = MECHANISMS[name];
+    const rewrites = name === 'nbd-write' && this.layers.length > 0;
+    const mechanism = rewrites ? nbdRewriteRoute : MECHANISMS[name];
     if (!mechanism) throw new Error(`no mechanism for ${name}`);
     return restRoute(mechanism, {
       ...request,

@@ -3,7 +3,7 @@ import process from 'node:process';
 import type { Chain, Layer } from '../chain/chain.js';
 import { hasBacking } from '../chain/header.js';
 import { ThickenError } from '../errors.js';
-import { fileInUse } from '../exclusive.js';
+import { fileInUse, fileUse } from '../exclusive.js';
 import type { Descriptor } from '../descriptor.js';
 import type { NbdUri } from '../nbd/uri.js';
 import type { NodeOptions } from '../qmp/commands.js';
@@ -35,18 +35,31 @@ export async function addChain(daemon: StorageDaemon, chain: Chain, access: Chai
     try {
       await addLayer(daemon, chain.layers[i]!, i, { ...access, write: writable }, last);
     } catch (error) {
-      throw await explained(error, chain.layers[i]!, i);
+      throw explained(error, chain.layers[i]!, i);
     }
   }
 }
 
-/** QEMU tells of locks in words alone (block/file-posix.c), and knows the file by our descriptor. */
-async function explained(error: unknown, { source, path }: Layer, index: number): Promise<unknown> {
-  if (!(error instanceof ThickenError) || error.code !== 'QMP_COMMAND') return error;
+/** QEMU knows the file by our descriptor. */
+function explained(error: unknown, { path }: Layer, index: number): unknown {
+  if (!(error instanceof ThickenError) || error.code !== 'QMP_COMMAND' || isLocked(error)) return error;
   const words = (error.desc ?? '').replace(/\/proc\/\d+\/fd\/\d+/g, path);
-  const locked = /Failed to (get|lock) /.test(words);
-  if (locked && source.kind !== 'nbd') return fileInUse(source.file);
   return diskErrors.layerRefused(path, index, words, error);
+}
+
+/** It is told in words alone (block/file-posix.c). */
+export function isLocked(error: unknown): boolean {
+  return error instanceof ThickenError && /^Failed to (get|lock) /.test(error.desc ?? '');
+}
+
+/** The error that says who holds locks on a layer; of the image itself, where none is seen to. */
+export async function inUse({ layers }: Chain): Promise<ThickenError> {
+  const files = layers.flatMap(({ source }) => (source.kind === 'nbd' ? [] : [source.file]));
+  for (const file of files) {
+    const { use } = await fileUse(file);
+    if (use) return fileInUse(file, true);
+  }
+  return fileInUse(files[0]!, true);
 }
 
 async function addLayer(

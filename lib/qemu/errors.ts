@@ -135,6 +135,9 @@ export const diskErrors = {
       { path, cause },
     ),
 
+  cannotThicken: (path: string, what: string) =>
+    build('UNSUPPORTED', `${what} can't be given storage`, 'convert it to qcow2 or raw (qemu-img convert)', { path }),
+
   detachedOnly: (path: string) =>
     build('USAGE', 'only a stream of the whole disk can be detached', 'add --route stream', { path }),
 };

@@ -38,11 +38,11 @@ export class NodeExport implements AsyncDisposable {
   }
 
   /** The same on a server that is there, in a QEMU that is ours alone. */
-  static async on(server: NbdServer, client: QmpClient, node: string): Promise<NodeExport> {
+  static async on(server: NbdServer, client: QmpClient, node: string, writable = false): Promise<NodeExport> {
     const id = ownName();
     try {
       await client.execute('block-export-add', {
-        type: 'nbd', id, 'node-name': node, name: id, writable: false, 'allocation-depth': true,
+        type: 'nbd', id, 'node-name': node, name: id, writable, 'allocation-depth': true,
       });
       return new NodeExport(client, server, id, await connectTo(server, id, client.name));
     } catch (error) {

@@ -1,7 +1,9 @@
 /** A storage daemon that has a chain open, and an export of its top. */
 import type { Chain } from '../chain/chain.js';
+import type { Descriptor } from '../descriptor.js';
 import { ThickenError } from '../errors.js';
-import { addChain, nodeOf, type ChainAccess } from './chain-nodes.js';
+import { keepUnchanged } from '../exclusive.js';
+import { addChain, inUse, isLocked, nodeOf, type ChainAccess } from './chain-nodes.js';
 import { NodeExport } from './node-export.js';
 import { StorageDaemon } from './storage-daemon.js';
 
@@ -11,6 +13,7 @@ export class RestEngine implements AsyncDisposable {
     readonly added: NodeExport,
     /** Whether somebody else had the image open, so that what is read of it may be behind. */
     readonly shared: boolean,
+    private readonly locks: Locks,
   ) {}
 
   /**
@@ -26,21 +29,37 @@ export class RestEngine implements AsyncDisposable {
     }
   }
 
-  /** For changing the image. Its locks keep other QEMUs out. Throws also IN_USE. */
-  static work(chain: Chain): Promise<RestEngine> {
-    return RestEngine.start(chain, { first: 0, write: true, share: false });
+  /**
+   * For changing the image; by writes of ours only if its export is `writable`. Its locks keep other
+   * QEMUs out, and ours keep the layers below unchanged: an export alone would let them be written to.
+   * Throws also IN_USE.
+   */
+  static async work(chain: Chain, writable = false): Promise<RestEngine> {
+    const locks = await Locks.take(chain);
+    try {
+      return await RestEngine.start(chain, { first: 0, write: true, share: false }, writable, locks);
+    } catch (error) {
+      await locks.close();
+      throw error;
+    }
   }
 
-  private static async start(chain: Chain, access: ChainAccess): Promise<RestEngine> {
+  private static async start(
+    chain: Chain,
+    access: ChainAccess,
+    writable = false,
+    locks = new Locks(),
+  ): Promise<RestEngine> {
     const daemon = await StorageDaemon.start();
     try {
       await addChain(daemon, chain, access);
-      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first));
-      return new RestEngine(daemon, added, access.share);
+      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first), writable);
+      return new RestEngine(daemon, added, access.share, locks);
     } catch (error) {
       const told = await daemon.explain(error, chain.top.path);
       await daemon[Symbol.asyncDispose]();
-      throw told;
+      // Only now: its own locks are gone.
+      throw isLocked(told) ? await inUse(chain) : told;
     }
   }
 
@@ -48,5 +67,28 @@ export class RestEngine implements AsyncDisposable {
     // The daemon's end is that of the export, too; the daemon still writes what it holds.
     this.added.nbd.destroy();
     await this.daemon[Symbol.asyncDispose]();
+    await this.locks.close();
+  }
+}
+
+/** On the layers below an image. */
+class Locks {
+  private readonly held: Descriptor[] = [];
+
+  static async take({ below }: Chain): Promise<Locks> {
+    const locks = new Locks();
+    try {
+      for (const { source } of below) {
+        if (source.kind !== 'nbd') locks.held.push(await keepUnchanged(source.file));
+      }
+      return locks;
+    } catch (error) {
+      await locks.close();
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const lock of this.held) await lock.close();
   }
 }

@@ -19,11 +19,11 @@ const CUT: Pick<Cut, 'chunk' | 'most' | 'depth' | 'adapts'> = {
 export interface RestContext extends RouteRequest {
   /** Bytes of a cluster. */
   granularity: number;
-  chain(): Chain;
+  chain: () => Chain;
   /** Ends what has the image open for reading. */
-  letGo(): Promise<void>;
+  letGo: () => Promise<void>;
   /** Told when the image has been changed, and the daemon is gone. */
-  after(): Promise<void>;
+  after: () => Promise<void>;
 }
 
 export function restRoute(mechanism: Mechanism<GuestContext>, context: RestContext): Route {
@@ -33,13 +33,13 @@ export function restRoute(mechanism: Mechanism<GuestContext>, context: RestConte
 
 /** Takes QEMU's locks, by the daemon. Throws IN_USE where somebody else has the image open. */
 async function openSession(mechanism: Mechanism<GuestContext>, context: RestContext): Promise<RouteSession> {
-  const { chain, letGo, after, ...request } = context;
-  await letGo();
-  const engine = await RestEngine.work(chain());
+  await context.letGo();
+  const engine = await RestEngine.work(context.chain(), mechanism.name === 'nbd-write');
   try {
     const { daemon, added } = engine;
-    const session = await mechanism.open({ ...request, client: daemon.qmp, node: nodeOf(0), nbd: added.nbd });
-    return restSession(session, engine, chain().top.path, after);
+    const place = { client: daemon.qmp, node: nodeOf(0), nbd: added.nbd, keepsZeros: true };
+    const session = await mechanism.open({ ...context, ...place });
+    return restSession(session, engine, context.chain().top.path, () => context.after());
   } catch (error) {
     await engine[Symbol.asyncDispose]();
     throw error;

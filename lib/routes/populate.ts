@@ -1,10 +1,11 @@
 import type { NbdClient } from '../nbd/client.js';
-import { ThickenError } from '../errors.js';
 import { NO_WORK, type CancelFlag, type Work } from '../native.js';
 import { explainLoss } from '../qemu/node-export.js';
 import type { QmpClient } from '../qmp/client.js';
 import { widen } from '../range.js';
+import { withPartial } from './outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
+import { zeroParts } from './zero-parts.js';
 
 const MIB = 2 ** 20;
 
@@ -17,6 +18,8 @@ export interface GuestContext extends RouteRequest {
   nbd: NbdClient;
   /** Bytes of a cluster. */
   granularity: number;
+  /** Whether zeros are told from content by a look before each copy: beside a guest that is not done. */
+  keepsZeros?: boolean;
 }
 
 /**
@@ -43,9 +46,12 @@ class PopulateSession implements RouteSession {
    * state, ended QEMU by an assertion (7.2, bdrv_co_do_copy_on_readv).
    */
   private async cache(offset: number, length: number): Promise<number> {
-    const { nbd, granularity } = this.context;
+    const { nbd, granularity, keepsZeros } = this.context;
     const whole = widen({ offset, length }, granularity, nbd.size);
-    await nbd.cache(whole.offset, whole.length);
+    const parts = keepsZeros ? await zeroParts(nbd, whole, granularity) : [whole];
+    const copied = await Promise.allSettled(parts.map((part) => nbd.cache(part.offset, part.length)));
+    const failed = copied.find((outcome) => outcome.status === 'rejected');
+    if (failed) throw failed.reason;
     return length;
   }
 
@@ -61,15 +67,6 @@ export async function flush({ client, nbd }: GuestContext): Promise<void> {
   await nbd.flush().catch(async (error: unknown) => {
     throw await explainLoss(client, error);
   });
-}
-
-/**
- * What was done in spite of the failure still counts. An error of its own for each chunk: a lost
- * connection rejects all of them with one.
- */
-function withPartial(reason: unknown, partial: Work): unknown {
-  if (!(reason instanceof ThickenError)) return reason;
-  return new ThickenError(reason.code, reason.message, { ...reason, cause: { partial, cause: reason } });
 }
 
 /** Chunks start small: one of 32 MiB over a slow template held a guest’s write up for 5 s. */

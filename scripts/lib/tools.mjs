@@ -38,6 +38,8 @@ const tools = {
     nbdkit: 'nbdkit',
     nbdinfo: 'libnbd-bin',
     openssl: 'openssl',
+    sshd: 'openssh-server',
+    'ssh-keygen': 'openssh-client',
   },
   bench: {
     ...build,

@@ -1,29 +1,13 @@
-import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync } from 'node:fs';
 import { createConnection, createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { NbdClient } from '../../lib/nbd/client.js';
 import { hold } from '../support/cleanup.js';
-import { mustRun } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
+import { authority, certificate } from './certificates.js';
 import { nbdkit, type Server } from './servers.js';
-
-const openssl = (...args: string[]) => mustRun('openssl', args);
-
-async function authority(folder: string): Promise<void> {
-  mkdirSync(folder);
-  const [key, certificate] = [join(folder, 'ca-key.pem'), join(folder, 'ca-cert.pem')];
-  await openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=test authority', '-keyout', key, '-out', certificate);
-}
-
-/** A certificate named `kind`-cert.pem, by the authority of the folder. */
-async function certificate(folder: string, kind: 'server' | 'client', names: string): Promise<void> {
-  const file = (name: string) => join(folder, name);
-  writeFileSync(file('names'), names);
-  await openssl('req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-subj', `/CN=${kind}`, '-keyout', file(`${kind}-key.pem`), '-out', file('request'));
-  await openssl('x509', '-req', '-days', '2', '-in', file('request'), '-CA', file('ca-cert.pem'), '-CAkey', file('ca-key.pem'), '-CAcreateserial', '-extfile', file('names'), '-out', file(`${kind}-cert.pem`));
-}
 
 /** What listens on TCP for a server on a unix socket. */
 async function tcpPort(server: Server): Promise<number> {

@@ -107,7 +107,8 @@ describe.runIf(runnable)('a raw disk in which a guest has written a qcow2 header
     for (const command of COMMANDS) {
       const result = await traced(...command, image);
       expectUntouched(result, image, command.join(' '));
-      expect(result.stderr).not.toMatch(/\u001b|defect/);
+      expect(result.stderr).not.toContain('\u001b');
+      expect(result.stderr).not.toContain('defect');
       if (command[0] === 'info' || command[0] === 'map') expect(result.status, result.stderr).toBe(0);
       else expect(result.document.error ?? result.document, command.join(' ')).toMatchObject({ code: 'FORMAT_REQUIRED' });
     }
@@ -161,7 +162,7 @@ describe.runIf(runnable)('what an image names that the caller trusts', () => {
     const image = writeHeader(scratchPath('disk.qcow2'), basename(below), format);
     const refused = await refusalOf(image);
     expect(refused.code).toBe(format === null ? 'BACKING_FORMAT' : 'UNSUPPORTED');
-    expect(refused.message).not.toMatch(/\u001b/);
+    expect(refused.message).not.toContain('\u001b');
     expectUntouched(refused, image, String(format));
   });
 

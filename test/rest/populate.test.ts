@@ -2,7 +2,8 @@ import { describe, expect, it } from 'vitest';
 import { mustRun } from '../support/processes.js';
 import { random } from '../support/patterns.js';
 import { requires } from '../support/requirements.js';
-import { qemuMap } from '../support/judges.js';
+import { hostBytes, qemuMap, type QemuExtent } from '../support/judges.js';
+import type { ImageInfo, MapEntry } from '../../lib/types.js';
 import { cliJson, KiB, MiB, type Refusal } from '../storage/helpers.js';
 import { allocate, BELOWS, expectOwn, expectSame, lookBefore, makeBelow, makeOverlay, qemuIo, SIZE, type BelowKind } from './disks.js';
 import { expectNothingLeft, withDaemon } from './helpers.js';
@@ -59,6 +60,20 @@ describe.runIf(runnable).each(['qcow2', 'qed'])('%s at rest', (format) => {
   });
 });
 
+/** Neighbours that tell the same are one. */
+function joinedBy<Entry extends { start: number; length: number }>(entries: Entry[]): Entry[] {
+  const all: Entry[] = [];
+  for (const entry of entries) {
+    const last = all.at(-1);
+    const same = last && JSON.stringify({ ...last, start: 0, length: 0 }) === JSON.stringify({ ...entry, start: 0, length: 0 });
+    if (same) last.length += entry.length;
+    else all.push({ ...entry });
+  }
+  return all;
+}
+
+const bytesOf = (extents: QemuExtent[]) => extents.reduce((sum, { length }) => sum + length, 0);
+
 type Piece = [start: number, end: number, depth: number];
 
 function piece(start: number, end: number, depth: number): Piece[] {
@@ -99,6 +114,41 @@ describe.runIf(runnable)('a qcow2 image at rest', () => {
     expect(result).toMatchObject({ verified: true });
     await expectSame(path, 'qcow2', before, below.files);
     await expectOwn(path, 'qcow2', 0, SIZE, true);
+  });
+
+  it('takes no storage for zeros at level metadata but their clusters', async () => {
+    const below = await makeBelow('raw', 18);
+    const path = await makeOverlay(below);
+    const before = await lookBefore(path, 'qcow2', below.files);
+    const content = bytesOf((await qemuMap(path, 'qcow2')).filter(({ zero }) => !zero));
+    expect(content).toBeLessThan(SIZE / 2);
+    await allocate(path, '--format', 'qcow2', '--preallocation', 'metadata');
+    await expectSame(path, 'qcow2', before, below.files);
+    await expectOwn(path, 'qcow2', 0, SIZE, true);
+    // With tables, and clusters that have zeros and content, too.
+    expect(await hostBytes(path)).toBeLessThan(content + 24 * CLUSTER + MiB);
+  });
+
+  it('has a map as QEMU has it, with the files that it lies on', async () => {
+    const { path, below, words } = await makeDisk('qcow2', 'three layers', 19);
+    const { document } = await cliJson<MapEntry[]>(['map', path, ...words]);
+    const theirs = await qemuMap(path, 'qcow2');
+    const shapes = (entries: Omit<QemuExtent, 'offset'>[]) =>
+      joinedBy(entries.map(({ start, length, depth, present, zero, data }) => ({ start, length, depth, present, zero, data })));
+    expect(shapes(document)).toEqual(shapes(theirs));
+    const files = [path, ...[...below.files].reverse()];
+    for (const { depth, file, present } of document) {
+      expect(file).toBe(depth > 0 && present ? files[depth] : undefined);
+    }
+    const info = await cliJson<ImageInfo>(['info', path, ...words]);
+    expect(info.document.backing.map((layer) => layer.path)).toEqual(files.slice(1));
+    expect(info.document.backing.map((layer) => layer.format)).toEqual(['qcow2', 'qcow2', 'qcow2', 'raw']);
+    for (const [i, layer] of info.document.backing.entries()) {
+      const own = theirs.filter(({ depth, present }) => present && depth === i + 1);
+      expect(layer).toMatchObject({ virtualSize: SIZE, allocated: bytesOf(own) });
+    }
+    const unopened = await cliJson<ImageInfo>(['info', path]);
+    expect(unopened.document.backing).toEqual([{ path: below.name, format: 'qcow2', virtualSize: null }]);
   });
 
   it('keeps what internal snapshots need of what is below', async () => {

@@ -104,8 +104,9 @@ describe('what is no image', () => {
     await expectError(['allocate', `${scratch()}/a\nb\u001b[31mc`], { code: 'ENOENT', status: 1 });
   });
 
-  it('an NBD server, so far', async () => {
-    await expectError(['allocate', 'nbd://localhost/disk'], { code: 'UNSUPPORTED', status: 1 });
+  it('an NBD server that is not there, and a URI that is none', async () => {
+    await expectError(['allocate', `nbd+unix:///disk?socket=${scratch()}/nobody`], { code: 'NBD_LOST', status: 1 });
+    await expectError(['allocate', 'nbd+unix:///disk'], { code: 'USAGE', status: 2 });
   });
 });
 

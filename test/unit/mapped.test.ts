@@ -24,7 +24,7 @@ describe('a state of both sides', () => {
     for (const [guest, first] of Object.entries(firsts)) {
       expect(HOST_STATES.map((host) => stateOf(`${guest}, ${host}`))).toEqual([0, 1, 2, 3, 4].map((i) => first + i));
     }
-    expect(STATE_NAMES).toHaveLength(42);
+    expect(STATE_NAMES).toHaveLength(44);
   });
 
   test('is none below the first and beyond the last', () => {

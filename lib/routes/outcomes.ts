@@ -1,0 +1,28 @@
+/** The work of a chunk whose requests are under way together. */
+import { ThickenError } from '../errors.js';
+import { NO_WORK, type Work } from '../native.js';
+
+/**
+ * The sum of all, when none is under way any more. Rejects with the first failure; what was done in
+ * spite of it still counts, as its cause's `partial`. That is an error of its own for each chunk: a
+ * lost connection rejects all of them with one.
+ */
+export async function allOf(requests: readonly Promise<Work>[]): Promise<Work> {
+  const outcomes = await Promise.allSettled(requests);
+  const done = { ...NO_WORK };
+  for (const outcome of outcomes) {
+    if (outcome.status === 'rejected') continue;
+    done.allocated += outcome.value.allocated;
+    done.skipped += outcome.value.skipped;
+    done.requests += outcome.value.requests;
+  }
+  const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+  if (failed) throw withPartial(failed.reason, done);
+  return done;
+}
+
+/** `reason` again, as an error of its own. */
+export function withPartial(reason: unknown, partial: Work): unknown {
+  if (!(reason instanceof ThickenError)) return reason;
+  return new ThickenError(reason.code, reason.message, { ...reason, cause: { partial, cause: reason } });
+}
