@@ -15,9 +15,10 @@ const mkfs = {
  * @param {'ext4' | 'xfs'} type
  * @param {number} size bytes
  * @param {(folder: string) => Promise<void>} body
+ * @param {string} [home] the folder that its backing file lies in
  */
-export async function withFilesystem(type, size, body) {
-  const filesystem = createFilesystem(type, size);
+export async function withFilesystem(type, size, body, home = process.env.THICKEN_SCRATCH ?? '/var/tmp') {
+  const filesystem = createFilesystem(type, size, home);
   const leave = () => filesystem.dispose();
   const interrupted = () => process.exit(130);
   process.once('exit', leave);
@@ -31,8 +32,7 @@ export async function withFilesystem(type, size, body) {
   }
 }
 
-function createFilesystem(type, size) {
-  const home = process.env.THICKEN_SCRATCH ?? '/var/tmp';
+function createFilesystem(type, size, home) {
   const { bavail, bsize } = statfsSync(home);
   if (bavail * bsize < size) throw new Error(`${home} has less than ${size} bytes free`);
   const folder = mkdtempSync(join(home, 'thicken-bench-'));

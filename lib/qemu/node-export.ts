@@ -87,7 +87,8 @@ async function takeAway(
 }
 
 async function checkAbilities(client: QmpClient): Promise<void> {
-  const has = await client.supportsArgument('block-export-add', 'allocation-depth');
+  // The command and its `allocation-depth` came together.
+  const has = await client.supports('block-export-add');
   if (!has) throw diskErrors.unsupportedHere(client.name, 'this QEMU tells no allocation depth over NBD (5.2 does)');
 }
 

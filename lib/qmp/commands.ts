@@ -164,6 +164,7 @@ export interface QmpCommands {
   >;
   'query-name': Call<NoArguments, { name?: string }>;
   'query-status': Call<NoArguments, { running: boolean; status: string }>;
+  'query-commands': Call<NoArguments, { name: string }[]>;
   'query-qmp-schema': Call<NoArguments, JsonObject[]>;
   'query-block': Call<NoArguments, BlockDevice[]>;
   'query-named-block-nodes': Call<{ flat?: boolean }, BlockNode[]>;

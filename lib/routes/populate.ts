@@ -69,10 +69,10 @@ export async function flush({ client, nbd }: GuestContext): Promise<void> {
   });
 }
 
-/** Chunks start small: one of 32 MiB over a slow template held a guest's write up for 5 s. */
+/** Chunks start small: one of 32 MiB over a slow template held a guest’s write up for 5 s. */
 export const populateRoute: Mechanism<GuestContext> = {
   name: 'populate',
-  chunk: { bytes: MIB, ranges: 16 },
+  chunk: { bytes: MIB / 4, ranges: 16 },
   most: { bytes: 4 * MIB, ranges: 16 },
   depth: 16,
   adapts: 'window',

@@ -242,11 +242,8 @@ const GRAPH = 'x-debug-query-block-graph';
 function wildReply(command: Command): unknown {
   const job = { id: WILD, type: WILD, status: WILD, 'current-progress': 5, 'total-progress': 8 };
   switch (command.execute) {
-    case 'query-qmp-schema':
-      return [
-        { name: GRAPH, 'meta-type': 'command', 'arg-type': '0', 'ret-type': '0', 'allow-oob': false },
-        { name: '0', 'meta-type': 'object', members: [] },
-      ];
+    case 'query-commands':
+      return [{ name: GRAPH }];
     case GRAPH:
       return {
         nodes: [{ id: 1, name: WILD, type: 'block-job' }, { id: 2, name: `${WILD}d`, type: 'block-driver' }],

@@ -309,31 +309,36 @@ describe('closing', () => {
 });
 
 describe('support', () => {
+  const commands = [{ name: 'known' }];
   const schema = [{ 'meta-type': 'command', name: 'known', 'arg-type': '1' }, { 'meta-type': 'object', name: '1', members: [{ name: 'x', type: 'int' }] }];
 
   test('is asked for once', async () => {
-    const { client, peer } = await pair({ onCommand: ({ id }, { reply }) => reply(id, schema) });
-    const answers = await Promise.all([client.supports('known'), client.supports('other'), client.supportsArgument('known', 'x')]);
-    expect(answers).toEqual([true, false, true]);
-    expect(peer.commands).toHaveLength(1);
+    const { client, peer } = await pair({
+      onCommand: ({ id, execute }, { reply }) => reply(id, execute === 'query-commands' ? commands : schema),
+    });
+    const asked = () => [client.supports('known'), client.supports('other'), client.supportsArgument('known', 'x')];
+    expect(await Promise.all([...asked(), ...asked()])).toEqual([true, false, true, true, false, true]);
+    expect(peer.commands.map(({ execute }) => execute).sort()).toEqual(['query-commands', 'query-qmp-schema']);
   });
 
   test('is asked for again after a failure; nonsense is an error', async () => {
-    const replies: unknown[] = ['nonsense', schema];
+    const replies: unknown[] = ['nonsense', [{ name: 'other' }, null, 7], 'nonsense', schema];
     const { client } = await pair({ onCommand: ({ id }, { reply }) => reply(id, replies.shift()) });
     await expect(client.supports('known')).rejects.toEqual(code('QMP_PROTOCOL'));
-    expect(await client.supports('known')).toBe(true);
+    expect(await client.supports('known')).toBe(false);
+    await expect(client.supportsArgument('known', 'x')).rejects.toEqual(code('QMP_PROTOCOL'));
+    expect(await client.supportsArgument('known', 'x')).toBe(true);
   });
 });
 
 describe('lists of jobs', () => {
   const names = ['query-jobs', 'query-block-jobs', 'x-debug-query-block-graph'];
-  const schema = names.map((name) => ({ 'meta-type': 'command', name, 'arg-type': '0' }));
+  const commands = names.map((name) => ({ name }));
   const running = { id: 'j', type: 'create', status: 'running', 'current-progress': 1, 'total-progress': 2 };
 
   /** A server that has one job, and no graph. */
   const answer = ({ execute, id }: Command, { reply, write }: Peer): void => {
-    if (execute === 'query-qmp-schema') reply(id, schema);
+    if (execute === 'query-commands') reply(id, commands);
     else if (execute === 'query-jobs') reply(id, [running]);
     else if (execute === 'query-block-jobs') reply(id, []);
     else write(JSON.stringify({ id, error: { class: 'GenericError', desc: 'no' } }));

@@ -23,6 +23,7 @@ const LAYERS = [
   ['qmp/wire', 'qmp/errors'],
   ['qmp/limits', 'qmp/message', 'qmp/commands', 'qmp/pending'],
   ['qmp/schema', 'qmp/events', 'qmp/transport'],
+  ['qmp/abilities'],
   ['qmp/client'],
   ['qmp/job-sample', 'qmp/job-devices'],
   ['qmp/job-control'],

@@ -57,7 +57,7 @@ describe('chunks that adapt in size', () => {
   });
 
   test('stays as it is between half of the aim and the aim', () => {
-    expect(after(25, 30, 40, 50)).toEqual(START);
+    expect(after(12.5, 15, 20, 25)).toEqual(START);
   });
 
   test('settles where chunks take less than 100 ms, for any steady time a byte', () => {
@@ -118,7 +118,25 @@ describe('a window of bytes in flight', () => {
   });
 
   test('opens to its bound where a storage has latency and nothing but that', () => {
-    expect(settled(1e9, 5)).toMatchObject({ bytes: 64 * MIB, chunks: 16 });
+    expect(settled(1e9, 20)).toMatchObject({ bytes: 64 * MIB, chunks: 16 });
+  });
+
+  test('stays as large as keeps a local disk busy where more of it makes chunks slower', () => {
+    fc.assert(
+      fc.property(fc.double({ min: 300_000, max: 1e7, noNaN: true }), (rate) => {
+        const { bytes, chunks } = settled(rate, 0);
+        expect(bytes).toBeGreaterThanOrEqual(4 * MIB);
+        expect(bytes).toBeLessThanOrEqual(7 * MIB);
+        expect(chunks).toBeGreaterThanOrEqual(4);
+      }),
+    );
+  });
+
+  test('opens as far as latency and rate of a storage ask for', () => {
+    const [rate, latency] = [2 ** 20, 20];
+    const { bytes } = settled(rate, latency);
+    expect(bytes).toBeGreaterThanOrEqual(rate * latency);
+    expect(bytes).toBeLessThanOrEqual(2 * rate * latency);
   });
 
   test('opens also where the latency alone is longer than is aimed at', () => {
