@@ -135,6 +135,14 @@ export const diskErrors = {
       { path, cause },
     ),
 
+  keepsBacking: (path: string) =>
+    build(
+      'UNSUPPORTED',
+      'QEMU can’t take the backing file out of a VMDK image',
+      'leave --drop-backing out: the image is populated all the same, and reads nothing from it any more',
+      { path },
+    ),
+
   cannotThicken: (path: string, what: string) =>
     build('UNSUPPORTED', `${what} can't be given storage`, 'convert it to qcow2 or raw (qemu-img convert)', { path }),
 

@@ -15,6 +15,7 @@ import type { Route, RouteRequest } from '../routes/route.js';
 import { spaceOf } from '../space.js';
 import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
 import { Backing } from './backing.js';
+import { diskErrors } from './errors.js';
 import { StoredFile } from './stored-file.js';
 import { checkStored, clusterOf, tellsMap } from './stored-formats.js';
 import { StoredSource } from './stored-source.js';
@@ -156,6 +157,8 @@ class StoredImage extends Image {
 
   private async check(request: AllocationRequest): Promise<void> {
     await this.refresh();
+    const drops = (request.dropBacking ?? false) || request.route === 'stream';
+    if (drops && this.format === 'vmdk' && this.backing.layers.length > 0) throw diskErrors.keepsBacking(this.path);
     const level = request.preallocation ?? 'falloc';
     this.unreserved = level === 'metadata' ? 0 : await this.stored.missing(level);
     this.backing.checkDrop(request, this.size, 0);

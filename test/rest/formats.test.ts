@@ -136,8 +136,9 @@ describe.runIf(runnable).each(FORMATS)('$name', (format) => {
       await using _writer = await holdOpen(path);
       expect((await cliJson<Refusal>(['allocate', '--format', name, path])).status).toBe(4);
     }
-    // The one that had it open was killed: Parallels counts that as damage until it is written to again.
     expect(await qemuCompare(path, copy, { formatA: name })).toBe(true);
+    // The one that had it open was killed, which Parallels counts as damage.
+    if (format.checks) await run('qemu-img', ['check', '-q', '-r', 'all', '-f', name, path]);
     await allocate(path, '--format', name);
     await expectSound(format, path, copy);
   });
@@ -162,6 +163,27 @@ describe.runIf(runnable).each(FORMATS)('$name', (format) => {
       await expectSound(format, path, copy);
       expect(await missing(path, 'full')).toEqual([]);
     }
+  });
+});
+
+describe.runIf(runnable)('VMDK over VMDK', () => {
+  it('gets all from below, and zeros that hide it stay zeros; it keeps its backing file', async () => {
+    const [base, path, copy] = [scratchPath('base.vmdk'), scratchPath('image.vmdk'), scratchPath('copy.raw')];
+    await mustRun('qemu-img', ['create', '-q', '-f', 'vmdk', base, String(SIZE)]);
+    await mustRun('qemu-io', ['-f', 'vmdk', '-c', 'write -q -P 7 1M 2M', '-c', 'write -q -P 4 9M 100k', base]);
+    await mustRun('qemu-img', ['create', '-q', '-f', 'vmdk', '-b', base, '-F', 'vmdk', '-o', 'zeroed_grain=on', path]);
+    await mustRun('qemu-io', ['-f', 'vmdk', '-c', 'write -q -z 1M 256k', '-c', 'write -q -P 3 5M 10k', path]);
+    await mustRun('qemu-img', ['convert', '-f', 'vmdk', '-O', 'raw', path, copy]);
+    const refused = await cliJson<Refusal>(['allocate', '--format', 'vmdk', '--drop-backing', path]);
+    expect([refused.status, refused.document.error.code]).toEqual([1, 'UNSUPPORTED']);
+    // By its suffix alone nothing below is opened.
+    expect((await cliJson<Refusal>(['allocate', path])).document.error.code).toBe('UNSUPPORTED');
+    const result = await allocate(path, '--format', 'vmdk');
+    expect(result.plan.map(({ route }) => route)).toEqual(expect.arrayContaining(['populate', 'nbd-write', 'fallocate']));
+    expect(result).toMatchObject({ verified: true, guarantee: true, after: { allocated: SIZE } });
+    await expectSound(FORMATS[1]!, path, copy);
+    expect((await qemuMap(path, 'vmdk')).every(({ depth, data }) => depth === 0 && data)).toBe(true);
+    expect(await missing(path, 'falloc')).toEqual([]);
   });
 });
 
