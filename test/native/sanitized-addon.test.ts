@@ -8,7 +8,7 @@ import { buildAddon, runSanitized } from './sanitized.js';
 const soak = Boolean(process.env.THICKEN_SOAK);
 const able = requires({ root: true, loop: true, tools: ['cmake', 'g++', 'mkfs.ext4', 'mkfs.xfs', 'qemu-img', 'qemu-io'] });
 const types: FilesystemType[] = ['ext4', 'xfs', 'ext3-format'];
-const suite = soak ? ['test/storage', 'test/qcow2'] : ['test/storage/allocate.test.ts', 'test/qcow2/levels.test.ts'];
+const suite = soak ? ['test/storage'] : ['test/storage/allocate.test.ts'];
 
 describe.runIf(able)('the addon under ASan and UBSan', { timeout: 1_800_000 }, () => {
   let addon: string;
