@@ -164,7 +164,7 @@ TEST(qcow2JoinIsTheSameInPagesOfAnySize) {
   file.sync();
   const auto whole = flatten(joinAll(image, file.fd(), 4096), 4096);
   CHECK(whole.size() == options.virtualSize / 4096);
-  for (const size_t most : {1, 2, 7, 100})
+  for (const size_t most : {1u, 2u, 7u, 100u})
     CHECK(flatten(joinAll(image, file.fd(), most), 4096) == whole);
 }
 
