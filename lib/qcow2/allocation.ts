@@ -1,5 +1,5 @@
 /** The native allocator at work on an image that is held alone. */
-import { errors } from '../errors.js';
+import { errors, type ThickenError } from '../errors.js';
 import { native, NO_WORK, type CancelFlag, type Qcow2Progress, type Qcow2Writers, type Work } from '../native.js';
 import { endOf } from '../range.js';
 import { spaceOf } from '../space.js';
@@ -80,10 +80,16 @@ export class Qcow2Allocation implements AsyncDisposable {
       const rest = endOf(range) - at;
       const done = await native().allocateQcow2(this.session, writers, dataWriters, at, rest, cancel);
       throwIfRefused(done, this.files.file.file.path);
+      if (done.next <= at && !done.cancelled && !done.disturbed) throw this.shrunk(at);
       work = added(work, done, at);
       at = done.next;
     }
     return work;
+  }
+
+  /** Somebody put another image in its place, whose disk ends before. */
+  private shrunk(at: number): ThickenError {
+    return errors.changed(this.files.file.file.path, `its virtual disk ends before byte ${at} now`);
   }
 
   /** Frees what leaked, reserves what later writes need, and syncs. Once it has begun, it ends. */
