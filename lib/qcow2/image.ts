@@ -142,6 +142,9 @@ export class Qcow2Image extends Image {
 
   private whyNoGuarantee(): string | null {
     const { file, data } = this.files;
+    const refusal = this.needs?.refusal;
+    // An image that QEMU itself would not write to, or whose tables contradict each other.
+    if (refusal && refusal.code !== 'NEEDS_POPULATE') return refusal.message;
     if (this.facts.externalData && !data) return 'its data lies in another file, which is not opened';
     return file.filesystem.noGuarantee ?? data?.filesystem.noGuarantee ?? null;
   }

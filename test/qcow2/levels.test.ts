@@ -1,4 +1,4 @@
-import { copyFileSync, statSync, truncateSync } from 'node:fs';
+import { closeSync, copyFileSync, openSync, statSync, truncateSync, writeSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { open } from '../../lib/index.js';
 import { create, generator } from '../native/qcow2-cases.js';
@@ -21,6 +21,25 @@ async function thin(size = 64 * MiB, name = 'image.qcow2'): Promise<string> {
   await qemuIo(file, ['write -P 7 10M 3M', 'write -z 20M 1M', 'write -P 5 63M 100k']);
   return file;
 }
+
+/** The dirty bit is the lowest of the incompatible features, a big-endian number at 72. */
+function markDirty(path: string): void {
+  const file = openSync(path, 'r+');
+  writeSync(file, Uint8Array.of(1), 0, 1, 79);
+  closeSync(file);
+}
+
+describe.runIf(able)('an image that must not be written to', () => {
+  it('does not satisfy verify, which says why', async () => {
+    const file = await thin();
+    await allocate(file);
+    expect((await verify(file)).satisfied).toBe(true);
+    markDirty(file);
+    const { satisfied, warnings } = await verify(file);
+    expect(satisfied).toBe(false);
+    expect(warnings).toContainEqual(expect.stringMatching(/^no guarantee: .*qemu-img check -r all/));
+  });
+});
 
 describe.runIf(able)('a range', () => {
   it('is widened to clusters, and nothing else gets storage', async () => {
