@@ -78,17 +78,27 @@ export function deviceInUse(path: string, by: string[]): ThickenError {
 /** How an image is used by others, for `info`. */
 export interface ImageUse {
   use: { by: string; locks: number[] } | null;
-  /** Whether there may be users that can't be seen from here. */
-  unsure: boolean;
+  /** That there may be users that can't be seen from here. */
+  warnings: string[];
+}
+
+const UNSURE = ['whether something else uses the image can’t be told from here'];
+
+function usedBy(by: string[], locks: number[]): ImageUse {
+  return { use: { by: by.join(', ') || UNSEEN, locks }, warnings: [] };
+}
+
+function unused(unsure: boolean): ImageUse {
+  return { use: null, warnings: unsure ? UNSURE : [] };
 }
 
 /** Who writes to a file, or holds QEMU's locks on it. */
 export async function fileUse(file: Descriptor): Promise<ImageUse> {
   const locks = await file.use((fd) => native().probeLocks(fd, QEMU_LOCK_BYTES));
   const writer = await file.use((fd) => native().probeWriter(fd)).catch(() => null);
-  if (locks.length === 0 && !writer) return { use: null, unsure: writer === null };
+  if (locks.length === 0 && !writer) return unused(writer === null);
   const { by } = await usersOfFile(await factsOf(file));
-  return { use: { by: by.join(', ') || UNSEEN, locks }, unsure: false };
+  return usedBy(by, locks);
 }
 
 /** Who has a device open, or holds QEMU's locks on its node. */
@@ -97,8 +107,8 @@ export async function deviceUse(device: Descriptor): Promise<ImageUse> {
   const { rdev } = await factsOf(device);
   const users = await usersOfDevice(rdev, Descriptor.ownNumbers());
   const by = [...users.by, ...((await isMounted(rdev)) ? ['a mounted file system'] : [])];
-  if (by.length === 0 && locks.length === 0) return { use: null, unsure: users.blind };
-  return { use: { by: by.join(', ') || UNSEEN, locks }, unsure: false };
+  if (by.length === 0 && locks.length === 0) return unused(users.blind);
+  return usedBy(by, locks);
 }
 
 async function isMounted(rdev: number): Promise<boolean> {

@@ -1,15 +1,12 @@
 /** Extents of an export as its NBD server tells them, by the protocol's own `base:allocation`. */
 import { HOLE, SERVED_DATA, SERVED_ZEROED, UNKNOWN, type ExtentPage } from './extent.js';
-import { UnknownExtents, type ExtentSource } from './extent-source.js';
+import { ToldExtents, UnknownExtents } from './extent-source.js';
 import { BASE_ALLOCATION, type NbdClient } from './nbd/client.js';
 import { STATE_HOLE, STATE_ZERO } from './nbd/protocol.js';
 import { statusPages, type StatusPage } from './nbd/status-stream.js';
 import type { ByteRange } from './types.js';
 
-export class ExportExtents implements ExtentSource {
-  readonly method = null;
-  readonly filesystem = null;
-  readonly file = null;
+export class ExportExtents extends ToldExtents {
   /** Whether the server has a map at all. */
   readonly mapped: boolean;
   /** Bytes that the map called holes when it was last read; null: it was not read yet. */
@@ -18,6 +15,7 @@ export class ExportExtents implements ExtentSource {
   tells = false;
 
   constructor(private readonly nbd: NbdClient) {
+    super();
     this.mapped = nbd.contexts.includes(BASE_ALLOCATION);
   }
 
@@ -39,9 +37,6 @@ export class ExportExtents implements ExtentSource {
     }
     this.holes = (this.holes ?? 0) + holes;
   }
-
-  /** The connection belongs to whoever opened it. */
-  async [Symbol.asyncDispose](): Promise<void> {}
 }
 
 function isHole(state: number): boolean {

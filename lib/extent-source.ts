@@ -97,12 +97,20 @@ export function isLacking(error: unknown): boolean {
   return error instanceof ThickenError && LACKING.has(error.code);
 }
 
-/** A block device tells nothing of what is behind it. */
-export class UnknownExtents implements ExtentSource {
+/** Extents that somebody else tells: no file is read for them. */
+export abstract class ToldExtents implements ExtentSource {
   readonly method = null;
   readonly filesystem = null;
   readonly file = null;
 
+  abstract pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined>;
+
+  /** What they are told by belongs to whoever opened it. */
+  async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/** A block device tells nothing of what is behind it. */
+export class UnknownExtents extends ToldExtents {
   // eslint-disable-next-line @typescript-eslint/require-await -- the interface is asynchronous
   async *pages(range: ByteRange): AsyncGenerator<ExtentPage, void, undefined> {
     if (range.length === 0) return;
@@ -113,8 +121,6 @@ export class UnknownExtents implements ExtentSource {
       flags: Uint32Array.of(0),
     };
   }
-
-  async [Symbol.asyncDispose](): Promise<void> {}
 }
 
 interface DeviceGeometry {

@@ -13,7 +13,7 @@ import {
 } from './extent-source.js';
 import { readFilesystem } from './filesystem.js';
 import { requireRaw, type Format } from './format.js';
-import { Image } from './image.js';
+import { Image, rawStorage } from './image.js';
 import { planFor, type JobImage } from './job-image.js';
 import { FileLiveness } from './liveness.js';
 import { native } from './native.js';
@@ -22,7 +22,7 @@ import { probe } from './probe.js';
 import { roundDown } from './range.js';
 import { FILE_ROUTES } from './routes/index.js';
 import { routeOf, type Mechanism, type RouteContext, type RouteRequest } from './routes/route.js';
-import { spaceOf, type Storage } from './space.js';
+import { filesystemInfo, type Storage } from './space.js';
 import type { Target } from './target.js';
 import type { ImageInfo, RouteName } from './types.js';
 
@@ -117,48 +117,20 @@ class FileImage extends Image {
     const { survey } = await planFor(image, { range, level: 'falloc' });
     const facts = await this.descriptor.use((fd) => fstatFile(fd));
     const known = raw && image.exact;
+    const reflinked = this.source.method === 'fiemap' ? survey.shared > 0 : null;
     const { kind } = this.target;
     const usersOf = kind === 'file' ? fileUse : deviceUse;
-    const { use, unsure } = await usersOf(this.descriptor);
-    const unseen = unsure ? ['whether something else uses the image can’t be told from here'] : [];
-    return {
-      target: this.path,
-      kind: this.kind,
-      format: this.format,
-      formatBy: this.formatBy,
+    const { use, warnings } = await usersOf(this.descriptor);
+    // A raw image has no backing file; of other formats it is not read.
+    return this.infoWith({
       virtualSize: raw ? this.size : virtualSizeOf(this.format, this.head),
       fileSize: kind === 'file' ? this.size : null,
       hostAllocated: kind === 'file' ? facts.blocks * 512 : null,
-      allocated: known ? survey.met : null,
-      missing: known ? survey.missing : null,
-      needed: {
-        metadata: null,
-        falloc: known ? survey.needed : null,
-        full: known ? survey.needed : null,
-      },
-      granularity: this.granularity,
+      ...(known && rawStorage(survey)),
       inUse: use,
-      filesystem: await this.filesystemInfo(survey.shared),
-      // A raw image has none; of other formats it is not read.
-      backing: [],
-      snapshots: 0,
-      warnings: [...image.warnings, ...unseen],
-    };
-  }
-
-  private async filesystemInfo(shared: number): Promise<ImageInfo['filesystem']> {
-    const storage = storageOf(this.source);
-    if (!storage) return null;
-    const { filesystem } = storage;
-    const space = await spaceOf(storage);
-    const abilities = Object.entries(filesystem.abilities);
-    return {
-      type: filesystem.type,
-      free: space.available,
-      abilities: abilities.filter(([, has]) => has).map(([name]) => name),
-      cow: filesystem.cow,
-      reflinked: this.source.method === 'fiemap' ? shared > 0 : null,
-    };
+      filesystem: image.storage && (await filesystemInfo(image.storage, reflinked)),
+      warnings: [...image.warnings, ...warnings],
+    });
   }
 
   private async check(): Promise<void> {
@@ -181,10 +153,7 @@ class FileImage extends Image {
     const filesystem = source.filesystem;
     const exact = tellsReserved(source);
     return {
-      path: this.path,
-      format: this.format,
-      size: this.size,
-      granularity: this.granularity,
+      ...this.named,
       source,
       facts: {
         path: this.path,

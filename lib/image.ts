@@ -5,7 +5,7 @@ import { ExtentIterator, extentsOf } from './extent-iterator.js';
 import { doubtOf, planFor, planRequestOf, type JobImage } from './job-image.js';
 import { Job } from './job.js';
 import type { ExtentMethod } from './native.js';
-import type { Plan } from './plan.js';
+import type { Plan, Survey } from './plan.js';
 import { resolveRange } from './range.js';
 import type {
   AllocationRequest,
@@ -37,6 +37,35 @@ export abstract class Image implements AsyncDisposable {
   protected abstract release(): Promise<void>;
   /** Format, sizes, what is allocated and missing, who uses the image, what its storage can do. */
   abstract info(): Promise<ImageInfo>;
+
+  /** What a job and `info` name it by. */
+  protected get named(): Pick<JobImage, 'path' | 'format' | 'size' | 'granularity'> {
+    const { path, format, size, granularity } = this;
+    return { path, format, size, granularity };
+  }
+
+  /** What `info` tells, with null for what is not said to be known. */
+  protected infoWith(told: Partial<ImageInfo>): ImageInfo {
+    return {
+      target: this.path,
+      kind: this.kind,
+      format: this.format,
+      formatBy: this.formatBy,
+      virtualSize: this.size,
+      fileSize: null,
+      hostAllocated: null,
+      allocated: null,
+      missing: null,
+      needed: { metadata: null, falloc: null, full: null },
+      granularity: this.granularity,
+      inUse: null,
+      filesystem: null,
+      backing: [],
+      snapshots: 0,
+      warnings: [],
+      ...told,
+    };
+  }
 
   /**
    * Extents of a range in ascending order, without a gap and holes included: what storage is behind
@@ -194,6 +223,11 @@ export abstract class Image implements AsyncDisposable {
   protected throwIfClosed(): void {
     if (this.closing) throw errors.closed(this.path);
   }
+}
+
+/** What a scan tells `info` of storage that has no tables: both levels take the same. */
+export function rawStorage({ met, missing, needed }: Survey): Pick<ImageInfo, 'allocated' | 'missing' | 'needed'> {
+  return { allocated: met, missing, needed: { metadata: null, falloc: needed, full: needed } };
 }
 
 /** `at`: where the extent lies in the file, in bytes. Literal objects: there may be millions of them. */

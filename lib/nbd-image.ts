@@ -2,7 +2,7 @@
 import { ExportExtents } from './export-extents.js';
 import { UnknownExtents } from './extent-source.js';
 import { formatOf, PROBE_LENGTH, requireRaw, type Format } from './format.js';
-import { Image } from './image.js';
+import { Image, rawStorage } from './image.js';
 import { planFor, type JobImage } from './job-image.js';
 import { NEVER_LIVE } from './liveness.js';
 import { BASE_ALLOCATION, NbdClient, type TlsOptions } from './nbd/client.js';
@@ -73,10 +73,7 @@ class NbdImage extends Image {
     let bytesAlone = false;
     const unknown = new UnknownExtents();
     return {
-      path: this.path,
-      format: this.format,
-      size: this.size,
-      granularity: this.granularity,
+      ...this.named,
       get source() {
         return bytesAlone ? unknown : image.source;
       },
@@ -123,29 +120,10 @@ class NbdImage extends Image {
   async info(): Promise<ImageInfo> {
     const range = { offset: 0, length: this.size };
     const { survey } = await planFor(this.forJob(), { range, level: 'falloc' });
-    const known = this.mapTells;
-    return {
-      target: this.path,
-      kind: this.kind,
-      format: this.format,
-      formatBy: this.formatBy,
-      virtualSize: this.size,
-      fileSize: null,
-      hostAllocated: null,
-      allocated: known ? survey.met : null,
-      missing: known ? survey.missing : null,
-      needed: {
-        metadata: null,
-        falloc: known ? survey.needed : null,
-        full: known ? survey.needed : null,
-      },
-      granularity: this.granularity,
-      inUse: null,
-      filesystem: null,
-      backing: [],
-      snapshots: 0,
+    return this.infoWith({
+      ...(this.mapTells && rawStorage(survey)),
       warnings: [...this.findWarnings(), 'NBD has no lock: whether another client uses the export can’t be told'],
-    };
+    });
   }
 
   private findWarnings(): string[] {

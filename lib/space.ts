@@ -6,7 +6,7 @@ import type { Descriptor } from './descriptor.js';
 import { readSpace, type Filesystem, type Space } from './filesystem.js';
 import { native, SYNC_FILESYSTEM } from './native.js';
 import type { Survey } from './plan.js';
-import type { AllocationRequest } from './types.js';
+import type { AllocationRequest, ImageInfo } from './types.js';
 
 /** An extent record takes 12 (ext4), 16 (xfs) or 53 bytes (btrfs); blocks are at least half full. */
 const RECORD_BYTES = 128;
@@ -23,6 +23,17 @@ const NO_SPACE: Space = { available: 0, total: 0, quota: false };
 
 export function spaceOf({ file, filesystem }: Storage): Promise<Space> {
   return readSpace(file, filesystem.type);
+}
+
+/** What `info` tells of where an image lies; `reflinked`: null where the extents don't tell. */
+export async function filesystemInfo(
+  storage: Storage,
+  reflinked: boolean | null,
+): Promise<NonNullable<ImageInfo['filesystem']>> {
+  const { type, abilities, cow } = storage.filesystem;
+  const { available: free } = await spaceOf(storage);
+  const names = Object.entries(abilities).filter(([, has]) => has).map(([name]) => name);
+  return { type, free, abilities: names, cow, reflinked };
 }
 
 /** Bytes that the missing regions will take: their blocks, and the file system's records of them. */

@@ -7,12 +7,17 @@
 namespace thicken {
 namespace {
 
-Status setLock(int fd, short type, uint64_t byte) {
+struct flock lockOn(uint64_t byte, short type) {
   struct flock lock {};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
   lock.l_start = static_cast<off_t>(byte);
   lock.l_len = 1;
+  return lock;
+}
+
+Status setLock(int fd, short type, uint64_t byte) {
+  struct flock lock = lockOn(byte, type);
   if (fcntl(fd, F_OFD_SETLK, &lock) < 0) return Status::failed("fcntl(F_OFD_SETLK)", byte, 1);
   return {};
 }
@@ -40,11 +45,7 @@ Status releaseLocks(int fd, const std::vector<uint64_t>& bytes) {
 
 Status probeLocks(int fd, const std::vector<uint64_t>& bytes, std::vector<uint64_t>* held) {
   for (uint64_t byte : bytes) {
-    struct flock lock {};
-    lock.l_type = F_WRLCK;
-    lock.l_whence = SEEK_SET;
-    lock.l_start = static_cast<off_t>(byte);
-    lock.l_len = 1;
+    struct flock lock = lockOn(byte, F_WRLCK);
     if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return Status::failed("fcntl(F_OFD_GETLK)", byte, 1);
     if (lock.l_type != F_UNLCK) held->push_back(byte);
   }

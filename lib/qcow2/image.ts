@@ -102,10 +102,7 @@ export class Qcow2Image extends Image {
     // eslint-disable-next-line @typescript-eslint/no-this-alias -- for the getters
     const image = this;
     return {
-      path: this.path,
-      format: this.format,
-      size: this.size,
-      granularity: this.granularity,
+      ...this.named,
       source,
       get facts() {
         return image.planFacts();
@@ -229,18 +226,13 @@ export class Qcow2Image extends Image {
     const range = { offset: 0, length: this.size };
     const { survey } = await planFor(this.forJob(), { range, level: 'falloc' });
     const stats = await this.descriptor.use((fd) => factsOfFile(fd));
-    const told = await infoOf({
-      image: this.forJob(),
-      formatBy: this.formatBy,
-      facts: this.facts,
-      files: this.files,
-      survey,
-      hostAllocated: stats.blocks * 512,
+    const { backing } = this;
+    return this.infoWith({
       fileSize: stats.size,
-      range,
+      hostAllocated: stats.blocks * 512,
+      ...(await infoOf({ image: this.forJob(), facts: this.facts, files: this.files, survey, range })),
+      ...(backing && { backing: await backing.info(await bytesByDepth(this.source, range)) }),
     });
-    if (!this.backing) return told;
-    return { ...told, backing: await this.backing.info(await bytesByDepth(this.source, range)) };
   }
 
   /**

@@ -1,47 +1,34 @@
-/** What `info` tells of a qcow2 image. */
+/** What `info` reads from the tables of a qcow2 image, and from its file. */
 import { fileUse } from '../exclusive.js';
 import type { JobImage } from '../job-image.js';
 import type { Qcow2Facts } from '../native.js';
 import type { Survey } from '../plan.js';
-import { spaceOf } from '../space.js';
+import { filesystemInfo } from '../space.js';
 import type { ByteRange, ImageInfo, Preallocation } from '../types.js';
 import { findNeeds, NONE_BACKED, wholeSize } from './needs.js';
 import type { Qcow2Files } from './tables.js';
 
 interface Found {
   image: JobImage;
-  formatBy: ImageInfo['formatBy'];
   facts: Qcow2Facts;
   files: Qcow2Files;
   survey: Survey;
-  /** Bytes. */
-  hostAllocated: number;
-  fileSize: number;
   range: ByteRange;
 }
 
-export async function infoOf(found: Found): Promise<ImageInfo> {
+export async function infoOf(found: Found): Promise<Partial<ImageInfo>> {
   const { image, facts, files, survey } = found;
-  const { use, unsure } = await fileUse(files.file.file);
-  const unseen = unsure ? ['whether something else uses the image can’t be told from here'] : [];
+  const { use, warnings } = await fileUse(files.file.file);
   const { needed, warning } = await neededOf(found);
+  const reflinked = files.file.method === 'fiemap' ? survey.shared > 0 : null;
   return {
-    target: image.path,
-    kind: 'file',
-    format: image.format,
-    formatBy: found.formatBy,
-    virtualSize: image.size,
-    fileSize: found.fileSize,
-    hostAllocated: found.hostAllocated,
-    allocated: image.exact ? survey.met : null,
-    missing: image.exact ? survey.missing : null,
+    ...(image.exact && { allocated: survey.met, missing: survey.missing }),
     needed,
-    granularity: image.granularity,
     inUse: use,
-    filesystem: await filesystemOf(found),
+    filesystem: await filesystemInfo(image.storage!, reflinked),
     backing: backingOf(facts),
     snapshots: facts.snapshots,
-    warnings: [...image.warnings, ...unseen, ...warning],
+    warnings: [...image.warnings, ...warnings, ...warning],
   };
 }
 
@@ -60,17 +47,4 @@ async function neededOf({ files, range, facts }: Found) {
     sizes[level] = level === 'metadata' ? wholeSize({ ...needs, data: 0 }) : wholeSize(needs) + outside;
   }
   return { needed: { ...sizes, full: sizes.falloc }, warning: [] };
-}
-
-async function filesystemOf({ image, survey, files }: Found): Promise<ImageInfo['filesystem']> {
-  const { filesystem, method } = files.file;
-  const space = await spaceOf(image.storage!);
-  const abilities = Object.entries(filesystem.abilities);
-  return {
-    type: filesystem.type,
-    free: space.available,
-    abilities: abilities.filter(([, has]) => has).map(([name]) => name),
-    cow: filesystem.cow,
-    reflinked: method === 'fiemap' ? survey.shared > 0 : null,
-  };
 }

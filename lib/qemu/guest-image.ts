@@ -128,10 +128,7 @@ class GuestImage extends Image {
     // eslint-disable-next-line @typescript-eslint/no-this-alias -- for the getters
     const image = this;
     return {
-      path: this.path,
-      format: this.disk.format,
-      size: this.size,
-      granularity: this.granularity,
+      ...this.named,
       source: this.source,
       get facts() {
         return image.planFacts();
@@ -227,24 +224,16 @@ class GuestImage extends Image {
     const range = { offset: 0, length: this.size };
     const { survey } = await planFor(image, { range, level: 'metadata' });
     const { disk } = this;
-    return {
-      target: this.path,
-      kind: this.kind,
-      format: disk.format,
-      formatBy: this.formatBy,
-      virtualSize: this.size,
-      fileSize: null,
+    return this.infoWith({
       hostAllocated: disk.image['actual-size'] ?? null,
       allocated: survey.met,
       missing: survey.missing,
       needed: { metadata: survey.needed, falloc: this.reserve?.missing ?? null, full: null },
-      granularity: this.granularity,
       inUse: { by: `QEMU (pid ${this.client.peerPid() ?? 'unknown'})`, locks: [] },
-      filesystem: null,
       backing: disk.backing,
       snapshots: disk.snapshots,
       warnings: image.warnings,
-    };
+    });
   }
 
   protected async release(): Promise<void> {

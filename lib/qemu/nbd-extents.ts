@@ -10,7 +10,7 @@ import {
   UNALLOCATED,
   type ExtentPage,
 } from '../extent.js';
-import type { ExtentSource } from '../extent-source.js';
+import { ToldExtents } from '../extent-source.js';
 import { ALLOCATION_DEPTH, BASE_ALLOCATION, type NbdClient } from '../nbd/client.js';
 import { STATE_HOLE, STATE_ZERO } from '../nbd/protocol.js';
 import { statusPages, type StatusPage } from '../nbd/status-stream.js';
@@ -21,26 +21,22 @@ import type { ByteRange } from '../types.js';
 const STEP = 128 * 2 ** 20;
 const CONTEXTS = [BASE_ALLOCATION, ALLOCATION_DEPTH];
 
-export class NbdExtents implements ExtentSource {
-  readonly method = null;
-  readonly filesystem = null;
-  readonly file = null;
-
+export class NbdExtents extends ToldExtents {
   constructor(
     private readonly nbd: NbdClient,
     /** Layers below the image, as they are now. */
     private readonly layersBelow: () => number,
     /** Which layer it is that is exported: 0 is the image itself. */
     private readonly first = 0,
-  ) {}
+  ) {
+    super();
+  }
 
   async *pages(range: ByteRange, _cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
     const below = this.layersBelow();
     const pages = statusPages(this.nbd, range, { contexts: CONTEXTS, step: STEP });
     for await (const page of pages) yield extentsOf(page, below, this.first);
   }
-
-  async [Symbol.asyncDispose](): Promise<void> {}
 }
 
 /** Of QEMU's allocation depth, 0: no layer has it; 1: what is exported; 2 and more: a layer below. */

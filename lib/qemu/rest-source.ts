@@ -1,17 +1,14 @@
 /** What lies behind an image at rest, layer by layer, by a storage daemon that is started for it. */
 import type { Chain } from '../chain/chain.js';
 import { ABSENT, type ExtentPage } from '../extent.js';
-import type { ExtentSource } from '../extent-source.js';
+import { ToldExtents } from '../extent-source.js';
 import type { CancelFlag } from '../native.js';
 import { clip, endOf } from '../range.js';
 import type { ByteRange } from '../types.js';
 import { NbdExtents } from './nbd-extents.js';
 import { RestEngine } from './rest-engine.js';
 
-export class RestSource implements ExtentSource {
-  readonly method = null;
-  readonly filesystem = null;
-  readonly file = null;
+export class RestSource extends ToldExtents {
   private running: Promise<RestEngine> | undefined;
   /** Whether what was read last was read beside somebody who has a layer open for writing. */
   shared = false;
@@ -20,7 +17,9 @@ export class RestSource implements ExtentSource {
     private readonly chain: () => Chain,
     /** 0: the image and all below it; 1: only what is below it, the image not being opened. */
     private readonly first: 0 | 1,
-  ) {}
+  ) {
+    super();
+  }
 
   async *pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
     const { added, daemon } = await this.engine();
@@ -56,7 +55,7 @@ export class RestSource implements ExtentSource {
     await engine?.[Symbol.asyncDispose]();
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
+  override [Symbol.asyncDispose](): Promise<void> {
     return this.letGo();
   }
 }

@@ -10,9 +10,9 @@ import { NEVER_LIVE } from '../liveness.js';
 import { native } from '../native.js';
 import type { OpenOptions } from '../open-options.js';
 import type { PassRequest } from '../pass.js';
-import type { PlanFacts } from '../plan.js';
+import type { PlanFacts, Survey } from '../plan.js';
 import type { Route, RouteRequest } from '../routes/route.js';
-import { spaceOf } from '../space.js';
+import { filesystemInfo } from '../space.js';
 import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
 import { Backing } from './backing.js';
 import { diskErrors } from './errors.js';
@@ -88,10 +88,7 @@ class StoredImage extends Image {
     // eslint-disable-next-line @typescript-eslint/no-this-alias -- for the getters
     const image = this;
     return {
-      path: this.path,
-      format: this.format,
-      size: this.size,
-      granularity: this.granularity,
+      ...this.named,
       source: this.source,
       get facts() {
         return image.planFacts();
@@ -168,44 +165,26 @@ class StoredImage extends Image {
     this.throwIfClosed();
     await this.backing.refresh();
     // Before a daemon of ours has it open.
-    const { use, unsure } = await fileUse(this.stored.file);
-    const unseen = unsure ? ['whether something else uses the image can’t be told from here'] : [];
+    const { use, warnings } = await fileUse(this.stored.file);
     const image = this.forJob();
     const range = { offset: 0, length: this.size };
     const { survey } = await planFor(image, { range, level: 'metadata' });
     const { size, blocks } = await this.stored.sizes();
-    const known = image.exact;
-    return {
-      target: this.path,
-      kind: this.kind,
-      format: this.format,
-      formatBy: this.formatBy,
-      virtualSize: this.size,
+    return this.infoWith({
       fileSize: size,
       hostAllocated: blocks,
-      allocated: known ? survey.met : null,
-      missing: known ? survey.missing : null,
-      needed: known ? await this.needs(survey.missing) : { metadata: null, falloc: null, full: null },
-      granularity: this.granularity,
+      ...(image.exact && (await this.told(survey))),
       inUse: use,
-      filesystem: await this.filesystemInfo(),
+      filesystem: await filesystemInfo(this.stored, null),
       backing: await this.backing.info(await bytesByDepth(this.backing.extents, range)),
-      snapshots: 0,
-      warnings: [...image.warnings, ...unseen],
-    };
+      warnings: [...image.warnings, ...warnings],
+    });
   }
 
-  /** Bytes of the clusters to come, and of what the file lacks. */
-  private async needs(missing: number): Promise<ImageInfo['needed']> {
-    const holes = await this.stored.missing('falloc');
-    return { metadata: missing, falloc: missing + holes, full: missing + holes };
-  }
-
-  private async filesystemInfo(): Promise<ImageInfo['filesystem']> {
-    const { type, abilities, cow } = this.stored.filesystem;
-    const { available: free } = await spaceOf(this.stored);
-    const names = Object.entries(abilities).filter(([, has]) => has).map(([name]) => name);
-    return { type, free, abilities: names, cow, reflinked: null };
+  /** What is needed: bytes of the clusters to come, and of what the file lacks. */
+  private async told({ met, missing }: Survey): Promise<Partial<ImageInfo>> {
+    const all = missing + (await this.stored.missing('falloc'));
+    return { allocated: met, missing, needed: { metadata: missing, falloc: all, full: all } };
   }
 
   protected override fileAt(depth: number): string | undefined {

@@ -10,7 +10,7 @@ import {
   UNKNOWN,
   type ExtentPage,
 } from '../extent.js';
-import type { ExtentSource } from '../extent-source.js';
+import { ToldExtents, type ExtentSource } from '../extent-source.js';
 import { PLAIN_ZEROS, UNMAPPED } from '../mapped.js';
 import type { CancelFlag } from '../native.js';
 import type { ByteRange } from '../types.js';
@@ -24,16 +24,14 @@ const STORED = new Map([
   [OWN_ZEROED, SERVED_ZEROED],
 ]);
 
-export class StoredSource implements ExtentSource {
-  readonly method = null;
-  readonly filesystem = null;
-  readonly file = null;
-
+export class StoredSource extends ToldExtents {
   constructor(
     private readonly below: ExtentSource,
     /** Whether QEMU tells what the format maps: of VHDX it calls all data (7.2). */
     private readonly tells: boolean,
-  ) {}
+  ) {
+    super();
+  }
 
   async *pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
     for await (const page of this.below.pages(range, cancel)) {
@@ -43,6 +41,4 @@ export class StoredSource implements ExtentSource {
       yield { ...page, state };
     }
   }
-
-  async [Symbol.asyncDispose](): Promise<void> {}
 }

@@ -111,13 +111,12 @@ export interface ExportArguments {
   'allocation-depth'?: boolean;
 }
 
-export interface StreamArguments {
+/** What a block job along a backing chain is started with. */
+interface ChainJobArguments {
   'job-id': string;
   /** A device, or a node. */
   device: string;
-  base?: string;
   'base-node'?: string;
-  bottom?: string;
   'backing-file'?: string;
   speed?: number;
   'on-error'?: OnError;
@@ -126,17 +125,13 @@ export interface StreamArguments {
   'auto-dismiss'?: boolean;
 }
 
-export interface CommitArguments {
-  'job-id': string;
-  device: string;
-  'base-node'?: string;
+export interface StreamArguments extends ChainJobArguments {
+  base?: string;
+  bottom?: string;
+}
+
+export interface CommitArguments extends ChainJobArguments {
   'top-node'?: string;
-  'backing-file'?: string;
-  speed?: number;
-  'on-error'?: OnError;
-  'filter-node-name'?: string;
-  'auto-finalize'?: boolean;
-  'auto-dismiss'?: boolean;
 }
 
 interface Call<Arguments, Returns> {

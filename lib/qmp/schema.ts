@@ -7,7 +7,6 @@ import { isObject } from './message.js';
  */
 export class SchemaIndex {
   private readonly commands = new Map<string, string>();
-  private readonly events = new Set<string>();
   /** Object → its members → their types. */
   private readonly objects = new Map<string, Map<string, string>>();
   /** Union or alternate → what it may turn out to be. */
@@ -27,9 +26,6 @@ export class SchemaIndex {
       case 'command':
         this.commands.set(name, text(entry['arg-type']));
         break;
-      case 'event':
-        this.events.add(name);
-        break;
       case 'object':
         this.objects.set(name, new Map(pairs(entry['members'], 'name')));
         this.variants.set(name, pairs(entry['variants'], 'case').map(([, type]) => type));
@@ -43,14 +39,6 @@ export class SchemaIndex {
       case 'enum':
         this.values.set(name, new Set(enumValues(entry)));
     }
-  }
-
-  hasCommand(name: string): boolean {
-    return this.commands.has(name);
-  }
-
-  hasEvent(name: string): boolean {
-    return this.events.has(name);
   }
 
   /**

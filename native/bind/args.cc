@@ -7,6 +7,7 @@
 namespace thicken {
 namespace {
 
+constexpr size_t kMostExtents = 1u << 20;
 constexpr double kMostBytes = 9007199254740991.0;  // 2^53-1
 
 uint64_t bytesOfNumber(Napi::Env env, double value) {
@@ -48,6 +49,15 @@ std::vector<Range> rangesArg(const Napi::CallbackInfo& info, size_t index) {
   return ranges;
 }
 
+PageRequest pageArg(const Napi::CallbackInfo& info, size_t index) {
+  const uint64_t offset = bytesOf(info[index]);
+  const uint64_t end = bytesOf(info[index + 1]);
+  const uint64_t most = bytesOf(info[index + 2]);
+  if (end < offset || most < 1 || most > kMostExtents)
+    throw Napi::RangeError::New(info.Env(), "expected offset <= end and 1 to 2^20 extents");
+  return PageRequest{Range{offset, end - offset}, most};
+}
+
 Napi::Object objectArg(const Napi::CallbackInfo& info, size_t index) {
   if (!info[index].IsObject()) throw Napi::TypeError::New(info.Env(), "expected an object");
   return info[index].As<Napi::Object>();
@@ -74,10 +84,8 @@ std::vector<uint64_t> listArg(const Napi::CallbackInfo& info, size_t index) {
 
 std::shared_ptr<CancelFlag> cancelArg(const Napi::CallbackInfo& info, size_t index) {
   if (info[index].IsUndefined()) return std::make_shared<CancelFlag>();
-  auto& flagClass = info.Env().GetInstanceData<AddonData>()->cancelFlagClass;
-  if (!info[index].IsObject() || !info[index].As<Napi::Object>().InstanceOf(flagClass.Value()))
-    throw Napi::TypeError::New(info.Env(), "expected a CancelFlag");
-  return CancelFlagObject::Unwrap(info[index].As<Napi::Object>())->flag();
+  const auto& flags = info.Env().GetInstanceData<AddonData>()->cancelFlagClass;
+  return unwrap<CancelFlagObject>(info[index], flags, "expected a CancelFlag")->flag();
 }
 
 Napi::Value workValue(Napi::Env env, const Work& work) {
@@ -95,10 +103,9 @@ Napi::Function CancelFlagObject::define(Napi::Env env) {
 }
 
 std::shared_ptr<OpenGate> gateArg(Napi::Value value) {
-  auto& gateClass = value.Env().GetInstanceData<AddonData>()->openGateClass;
-  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(gateClass.Value()))
-    throw Napi::TypeError::New(value.Env(), "expected an OpenGate");
-  std::shared_ptr<OpenGate> gate = OpenGateObject::Unwrap(value.As<Napi::Object>())->gate();
+  const auto& gates = value.Env().GetInstanceData<AddonData>()->openGateClass;
+  std::shared_ptr<OpenGate> gate =
+      unwrap<OpenGateObject>(value, gates, "expected an OpenGate")->gate();
   if (!gate) throw Napi::TypeError::New(value.Env(), "the gate is closed");
   return gate;
 }

@@ -27,6 +27,23 @@ std::vector<Range> rangesArg(const Napi::CallbackInfo& info, size_t index);
 /// An array of lock bytes.
 std::vector<uint64_t> listArg(const Napi::CallbackInfo& info, size_t index);
 
+/// Which part of an image a page tells, in how many extents at the most.
+struct PageRequest {
+  Range range;
+  size_t most;
+};
+
+/// (…, offset, end, maxExtents)
+PageRequest pageArg(const Napi::CallbackInfo& info, size_t index);
+
+/// The C++ side of an object of a class of ours.
+template <typename Wrap>
+Wrap* unwrap(Napi::Value value, const Napi::FunctionReference& kind, const char* expected) {
+  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(kind.Value()))
+    throw Napi::TypeError::New(value.Env(), expected);
+  return Wrap::Unwrap(value.As<Napi::Object>());
+}
+
 /// A CancelFlag of JavaScript's, or a private one where the argument is absent.
 std::shared_ptr<CancelFlag> cancelArg(const Napi::CallbackInfo& info, size_t index);
 
@@ -135,6 +152,9 @@ Napi::Object objectArg(const Napi::CallbackInfo& info, size_t index);
 /// {fd, method, dataFd, dataMethod}
 qcow2::HostFiles hostFilesArg(const Napi::CallbackInfo& info, size_t index);
 
+/// How the system call ended that an outcome is about. A refusal is no call's failure.
+Status statusOf(const qcow2::Outcome& outcome);
+
 /// Sets code, message, offset and length: how it ended.
 void setOutcome(Napi::Env env, Napi::Object value, const qcow2::Outcome& outcome);
 
@@ -143,6 +163,16 @@ Array typedArray(Napi::Env env, const std::vector<Element>& from) {
   Array array = Array::New(env, from.size());
   if (!from.empty()) std::memcpy(array.Data(), from.data(), from.size() * sizeof(Element));
   return array;
+}
+
+/// Sets what every page of extents has: offset, length, state, flags and next.
+template <typename Page>
+void setPage(Napi::Env env, Napi::Object value, const Page& page) {
+  value.Set("offset", typedArray<Napi::Float64Array>(env, page.offset));
+  value.Set("length", typedArray<Napi::Float64Array>(env, page.length));
+  value.Set("state", typedArray<Napi::Uint8Array>(env, page.state));
+  value.Set("flags", typedArray<Napi::Uint32Array>(env, page.flags));
+  value.Set("next", static_cast<double>(page.next));
 }
 
 void exportExtents(Napi::Env env, Napi::Object exports);

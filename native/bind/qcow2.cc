@@ -13,18 +13,16 @@ using qcow2::JoinedPage;
 using qcow2::Needed;
 using qcow2::Outcome;
 
-constexpr size_t kMostExtents = 1u << 20;
-
 std::shared_ptr<Qcow2Tables> tablesArg(const Napi::CallbackInfo& info, size_t index) {
-  auto& tablesClass = info.Env().GetInstanceData<AddonData>()->qcow2TablesClass;
-  const Napi::Object object = objectArg(info, index);
-  if (!object.InstanceOf(tablesClass.Value()))
-    throw Napi::TypeError::New(info.Env(), "expected Qcow2Tables");
-  return Qcow2TablesObject::Unwrap(object)->tables();
+  const auto& tables = info.Env().GetInstanceData<AddonData>()->qcow2TablesClass;
+  return unwrap<Qcow2TablesObject>(info[index], tables, "expected Qcow2Tables")->tables();
 }
 
-Status statusOf(const Outcome& outcome) {
-  return outcome.code == Code::io ? outcome.status : Status{};
+// What a header said, of an image that is still open.
+std::shared_ptr<const Image> imageArg(const Napi::CallbackInfo& info, size_t index) {
+  std::shared_ptr<const Image> image = tablesArg(info, index)->get();
+  if (!image) throw Napi::TypeError::New(info.Env(), "the image is closed");
+  return image;
 }
 
 struct Opened {
@@ -90,32 +88,21 @@ struct Joined {
 Napi::Value joinedValue(Napi::Env env, const Joined& joined) {
   Napi::Object value = Napi::Object::New(env);
   setOutcome(env, value, joined.outcome);
-  const JoinedPage& page = joined.page;
-  value.Set("offset", typedArray<Napi::Float64Array>(env, page.offset));
-  value.Set("length", typedArray<Napi::Float64Array>(env, page.length));
-  value.Set("state", typedArray<Napi::Uint8Array>(env, page.state));
-  value.Set("flags", typedArray<Napi::Uint32Array>(env, page.flags));
-  value.Set("host", typedArray<Napi::Float64Array>(env, page.host));
-  value.Set("next", static_cast<double>(page.next));
+  setPage(env, value, joined.page);
+  value.Set("host", typedArray<Napi::Float64Array>(env, joined.page.host));
   return value;
 }
 
 // (tables, files, offset, end, maxExtents, cancel?) → page
 Napi::Value jsReadQcow2(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
   const HostFiles files = hostFilesArg(info, 1);
-  const uint64_t offset = bytesOf(info[2]);
-  const uint64_t end = bytesOf(info[3]);
-  const uint64_t most = bytesOf(info[4]);
-  if (end < offset || most < 1 || most > kMostExtents)
-    throw Napi::RangeError::New(env, "expected offset <= end and 1 to 2^20 extents");
-  const std::shared_ptr<const Image> image = tablesArg(info, 0)->get();
-  if (!image) throw Napi::TypeError::New(env, "the image is closed");
+  const PageRequest wanted = pageArg(info, 2);
+  const std::shared_ptr<const Image> image = imageArg(info, 0);
   return queue<Joined>(
-      env, cancelArg(info, 5),
+      info.Env(), cancelArg(info, 5),
       [=](Joined* joined, const CancelFlag& cancel) {
-        joined->outcome = qcow2::readJoined(*image, files, Range{offset, end - offset}, most,
-                                            cancel, &joined->page);
+        joined->outcome = qcow2::readJoined(*image, files, wanted.range, wanted.most, cancel,
+                                            &joined->page);
         return statusOf(joined->outcome);
       },
       joinedValue);
@@ -130,8 +117,7 @@ struct Preallocated {
 Napi::Value jsLooksPreallocatedQcow2(const Napi::CallbackInfo& info) {
   const int fd = descriptorArg(info, 1);
   const uint64_t hostBytes = bytesOf(info[2]);
-  const std::shared_ptr<const Image> image = tablesArg(info, 0)->get();
-  if (!image) throw Napi::TypeError::New(info.Env(), "the image is closed");
+  const std::shared_ptr<const Image> image = imageArg(info, 0);
   return queue<Preallocated>(
       info.Env(), cancelArg(info, 3),
       [=](Preallocated* found, const CancelFlag& cancel) {
@@ -203,6 +189,10 @@ HostFiles hostFilesArg(const Napi::CallbackInfo& info, size_t index) {
     throw Napi::RangeError::New(info.Env(), "unknown method");
   return HostFiles{descriptorField(object, "fd"), static_cast<ExtentMethod>(method),
                    descriptorField(object, "dataFd"), static_cast<ExtentMethod>(dataMethod)};
+}
+
+Status statusOf(const Outcome& outcome) {
+  return outcome.code == Code::io ? outcome.status : Status{};
 }
 
 void setOutcome(Napi::Env env, Napi::Object value, const Outcome& outcome) {

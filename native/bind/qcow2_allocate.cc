@@ -14,15 +14,8 @@ using qcow2::Outcome;
 using qcow2::Request;
 
 std::shared_ptr<Qcow2Session> sessionArg(const Napi::CallbackInfo& info, size_t index) {
-  auto& sessionClass = info.Env().GetInstanceData<AddonData>()->qcow2SessionClass;
-  const Napi::Object object = objectArg(info, index);
-  if (!object.InstanceOf(sessionClass.Value()))
-    throw Napi::TypeError::New(info.Env(), "expected a Qcow2Session");
-  return Qcow2SessionObject::Unwrap(object)->session();
-}
-
-Status statusOf(const Outcome& outcome) {
-  return outcome.code == Code::io ? outcome.status : Status{};
+  const auto& sessions = info.Env().GetInstanceData<AddonData>()->qcow2SessionClass;
+  return unwrap<Qcow2SessionObject>(info[index], sessions, "expected a Qcow2Session")->session();
 }
 
 struct Prepared {

@@ -7,7 +7,7 @@ import {
   expectClean,
   expectFailure,
   expectIntact,
-  isPopulated,
+  expectPopulated,
   leftovers,
   makeDisk,
   makeTemplate,
@@ -67,9 +67,7 @@ describe.runIf(runnable).each(ROUTES)('a monitor cut in the middle of a message 
         expect(await leftovers(host), place).toEqual([]);
         await mustAllocate(host, { route });
         await expectClean(host);
-        await host.quit();
-        expect(await isPopulated(disk.overlay)).toBe(true);
-        await expectIntact(disk, { alone: route === 'stream' });
+        await expectPopulated(host, disk, { alone: route === 'stream' });
       }
     },
     cuts * 15_000 + 60_000,

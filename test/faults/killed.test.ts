@@ -6,7 +6,7 @@ import {
   expectClean,
   expectFailure,
   expectIntact,
-  isPopulated,
+  expectPopulated,
   leftovers,
   makeDisk,
   makeTemplate,
@@ -43,9 +43,7 @@ describe.runIf(runnable).each(ROUTES)('thicken killed while %s runs', (route) =>
         const result = await mustAllocate(host, { route });
         expect(result.after?.allocated).toBe(result.effective.length);
         await expectClean(host);
-        await host.quit();
-        expect(await isPopulated(disk.overlay)).toBe(true);
-        await expectIntact(disk, { alone: route === 'stream' });
+        await expectPopulated(host, disk, { alone: route === 'stream' });
       }
       expect(left).toBeGreaterThan(kills / 3);
     },
@@ -95,9 +93,7 @@ describe.runIf(runnable).each(ROUTES)('thicken killed while %s runs', (route) =>
     const result = await mustAllocate(host, { route });
     expect(result.skipped).toBeGreaterThanOrEqual(done!.allocated / 2);
     await expectClean(host);
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk, { alone: route === 'stream' });
+    await expectPopulated(host, disk, { alone: route === 'stream' });
   });
 
   it('by a signal while it starts: clean, too', async () => {

@@ -8,6 +8,7 @@ import {
   expectClean,
   expectFailure,
   expectIntact,
+  expectPopulated,
   isPopulated,
   leftovers,
   makeDisk,
@@ -33,9 +34,7 @@ async function exportOf(host: Host): Promise<string> {
 async function expectSecondRun(host: Host, disk: Disk, route: 'populate' | 'stream'): Promise<void> {
   await mustAllocate(host, { route });
   await expectClean(host);
-  await host.quit();
-  expect(await isPopulated(disk.overlay)).toBe(true);
-  await expectIntact(disk, { alone: route === 'stream' });
+  await expectPopulated(host, disk, { alone: route === 'stream' });
 }
 
 describe.runIf(runnable).each(ROUTES)('somebody else at the monitor while %s runs', (route) => {

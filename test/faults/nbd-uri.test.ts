@@ -1,12 +1,15 @@
 import { existsSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { describe, expect, it } from 'vitest';
+import { serveFile } from '../nbd/servers.js';
+import { freePort } from '../support/ports.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import {
   expectFailure,
   expectIntact,
+  expectPopulated,
   isPopulated,
   leftovers,
   makeDisk,
@@ -14,7 +17,6 @@ import {
   MiB,
   mustAllocate,
   ROUTES,
-  serveTemplate,
   startAllocate,
   startHost,
   TOOLS,
@@ -23,14 +25,6 @@ import {
 } from './rig.js';
 
 const runnable = requires({ tools: TOOLS });
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await new Promise((resolve) => server.once('listening', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 interface Served {
   uri: string;
@@ -81,9 +75,7 @@ describe.runIf(runnable).each(['unix', 'tcp'] as const)('an NBD server that runs
     expect(exports.map(({ id }) => id.replace(/-.*/, '')).sort()).toEqual(['theirs', 'thicken']);
     expect((await spawned.exit).status).toBe(0);
     await expectUntouched();
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk, { alone: route === 'stream' });
+    await expectPopulated(host, disk, { alone: route === 'stream' });
   });
 
   it('is kept where a run with --nbd is killed; the next one removes its export alone', async () => {
@@ -97,9 +89,7 @@ describe.runIf(runnable).each(['unix', 'tcp'] as const)('an NBD server that runs
     expect(await leftovers(host)).toHaveLength(1);
     await mustAllocate(host, { more: ['--nbd', uri] });
     await expectUntouched();
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk);
+    await expectPopulated(host, disk);
   });
 
   it('lets two runs on two disks work at once', async () => {
@@ -133,7 +123,7 @@ describe.runIf(runnable)('a wrong --nbd', () => {
     await using host = await startHost({ disks: [disk.overlay] });
     const { expectUntouched } = await serve(host, 'unix');
     await using stranger = await startHost({ disks: [(await makeDisk(template)).overlay] });
-    await using nbdkit = await serveTemplate(template);
+    await using nbdkit = await serveFile(template);
     const silent = createServer((socket) => socket.end('SSH-2.0-OpenSSH_9.2p1\r\n')).listen(0, '127.0.0.1');
     await waitFor('a port', () => silent.listening);
     const uris: Record<string, string> = {

@@ -15,6 +15,7 @@ import {
   type Outcome,
   type Spawned,
 } from '../support/processes.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import type { AllocationResult } from '../../lib/types.js';
@@ -59,8 +60,7 @@ export interface Disk {
 /** An overlay with some content of its own. */
 export async function makeDisk(backing: string, overlay = scratchPath('overlay.qcow2')): Promise<Disk> {
   await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', '-F', 'raw', '-b', backing, overlay]);
-  const writes = ['write -q -P 7 3M 100k', 'write -q -z 5M 128k', 'write -q -P 9 9000k 4k'];
-  await mustRun('qemu-io', ['-f', 'qcow2', ...writes.flatMap((text) => ['-c', text]), overlay]);
+  await qemuIo(overlay, 'qcow2', 'write -q -P 7 3M 100k', 'write -q -z 5M 128k', 'write -q -P 9 9000k 4k');
   const expected = scratchPath('expected.raw');
   await mustRun('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', overlay, expected]);
   return { overlay, expected };
@@ -75,6 +75,13 @@ export async function expectIntact({ overlay, expected }: Disk, { alone = false 
   }
   const { status, stdout, stderr } = await run('qemu-img', ['compare', '-f', 'raw', '-F', 'qcow2', expected, overlay]);
   expect(status, stdout + stderr).toBe(0);
+}
+
+/** Once QEMU has ended in peace, nothing depends on what is below the disk, and it is intact. */
+export async function expectPopulated(host: Host, disk: Disk, options?: { alone?: boolean }): Promise<void> {
+  await host.quit();
+  expect(await isPopulated(disk.overlay)).toBe(true);
+  await expectIntact(disk, options);
 }
 
 /** Leaked clusters (status 3) are what a killed QEMU may leave. */
@@ -233,28 +240,6 @@ export async function expectFailure(spawned: Spawned, codes: readonly string[], 
   const last = outcome.stderr.trimEnd().split('\n').at(-1)!;
   expect(JSON.parse(last)).toMatchObject({ error: { code: refusal.error.code } });
   return refusal;
-}
-
-/** Started by the tests, ended with them. */
-export interface Template extends AsyncDisposable {
-  process: Spawned;
-  /** As a backing file's name. */
-  uri: string;
-}
-
-export async function serveTemplate(path: string, filters: readonly string[] = [], parameters: readonly string[] = []): Promise<Template> {
-  const socket = scratchPath('s');
-  const pidfile = scratchPath('pid');
-  const process = start('nbdkit', [
-    ...['-f', '-r', '-U', socket, '-P', pidfile],
-    ...filters.map((name) => `--filter=${name}`),
-    ...['file', path, ...parameters],
-  ]);
-  await waitFor('nbdkit', () => {
-    if (process.child.exitCode !== null) throw new Error(`nbdkit ended: ${process.stderr()}`);
-    return readdirSync(pidfile.slice(0, pidfile.lastIndexOf('/'))).includes(pidfile.slice(pidfile.lastIndexOf('/') + 1));
-  });
-  return { process, uri: `nbd+unix:///?socket=${socket}`, [Symbol.asyncDispose]: () => process.dispose() };
 }
 
 /** Something of the test's own that must not outlive it. */

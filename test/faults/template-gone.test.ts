@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { serveFile } from '../nbd/servers.js';
 import { mountFilesystem } from '../support/filesystems.js';
 import { mustRun } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
@@ -7,13 +8,13 @@ import {
   expectClean,
   expectFailure,
   expectIntact,
+  expectPopulated,
   isPopulated,
   makeDisk,
   makeTemplate,
   MiB,
   mustAllocate,
   ROUTES,
-  serveTemplate,
   startAllocate,
   startHost,
   TOOLS,
@@ -26,7 +27,7 @@ const storage = requires({ root: true, loop: true, tools: [...TOOLS, 'mkfs.ext4'
 describe.runIf(runnable).each(ROUTES)('the template’s server, while %s runs', (route) => {
   it('is killed: told as such; with it back, another run completes', async () => {
     const template = await makeTemplate();
-    const server = await serveTemplate(template);
+    const server = await serveFile(template);
     const disk = await makeDisk(server.uri);
     {
       await using host = await startHost({ disks: [disk.overlay] });
@@ -39,22 +40,19 @@ describe.runIf(runnable).each(ROUTES)('the template’s server, while %s runs', 
       await expectClean(host);
       await host.quit();
     }
-    const socket = server.uri.replace(/.*socket=/, '');
-    await using again = await serveTemplate(template);
-    await mustRun('ln', ['-sf', again.uri.replace(/.*socket=/, ''), socket]);
+    await using again = await serveFile(template);
+    await mustRun('ln', ['-sf', again.socketPath, server.socketPath]);
     await expectIntact(disk);
     await using host = await startHost({ disks: [disk.overlay] });
     await mustAllocate(host, { route });
     await expectClean(host);
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk, { alone: route === 'stream' });
+    await expectPopulated(host, disk, { alone: route === 'stream' });
   });
 
   it('answers EIO for a part: told as such; once it does not, the same QEMU completes', async () => {
     const template = await makeTemplate();
     const bad = scratchPath('error');
-    await using server = await serveTemplate(template, ['error'], ['error-pread=EIO', 'error-pread-rate=20%', `error-file=${bad}`]);
+    await using server = await serveFile(template, ['error'], ['error-pread=EIO', 'error-pread-rate=20%', `error-file=${bad}`]);
     const disk = await makeDisk(server.uri);
     await using host = await startHost({ disks: [disk.overlay] });
     await mustRun('touch', [bad]);
@@ -64,13 +62,11 @@ describe.runIf(runnable).each(ROUTES)('the template’s server, while %s runs', 
     await mustRun('rm', [bad]);
     await mustAllocate(host, { route });
     await expectClean(host);
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk, { alone: route === 'stream' });
+    await expectPopulated(host, disk, { alone: route === 'stream' });
   });
 
   it('answers slowly: a killed run leaves requests under way, and the next run completes', async () => {
-    await using server = await serveTemplate(await makeTemplate(12 * MiB), ['delay'], ['delay-read=40ms']);
+    await using server = await serveFile(await makeTemplate(12 * MiB), ['delay'], ['delay-read=40ms']);
     const disk = await makeDisk(server.uri);
     await using host = await startHost({ disks: [disk.overlay] });
     const spawned = startAllocate(host, { route });
@@ -80,15 +76,13 @@ describe.runIf(runnable).each(ROUTES)('the template’s server, while %s runs', 
     await spawned.exit;
     await mustAllocate(host, { route });
     await expectClean(host);
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk, { alone: route === 'stream' });
+    await expectPopulated(host, disk, { alone: route === 'stream' });
   });
 });
 
 describe.runIf(runnable)('a template’s server that hangs', () => {
   it('holds a killed run’s export, and neither the next run nor QEMU; once it answers, all goes on', async () => {
-    await using server = await serveTemplate(await makeTemplate(12 * MiB), ['delay'], ['delay-read=40ms']);
+    await using server = await serveFile(await makeTemplate(12 * MiB), ['delay'], ['delay-read=40ms']);
     const disk = await makeDisk(server.uri);
     await using host = await startHost({ disks: [disk.overlay] });
     const spawned = startAllocate(host, { route: 'populate' });
@@ -105,9 +99,7 @@ describe.runIf(runnable)('a template’s server that hangs', () => {
     }
     await mustAllocate(host, { route: 'populate' });
     await expectClean(host);
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk);
+    await expectPopulated(host, disk);
   });
 });
 

@@ -5,8 +5,7 @@ import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import {
   expectClean,
-  expectIntact,
-  isPopulated,
+  expectPopulated,
   leftovers,
   makeDisk,
   makeTemplate,
@@ -75,9 +74,7 @@ describe.runIf(asRoot).each([
     expect(readFileSync(`/proc/${host.pid}/status`, 'utf8')).toMatch(/^Uid:\t65534\t65534/m);
     expect(await rightsDuring(host, route)).toEqual({ owner: NOBODY, folder: 0o700, socket: 0o600 });
     await expectClean(host);
-    await host.quit();
-    expect(await isPopulated(disk.overlay)).toBe(true);
-    await expectIntact(disk, { alone: route === 'stream' });
+    await expectPopulated(host, disk, { alone: route === 'stream' });
   });
 });
 

@@ -5,13 +5,13 @@ import { nbdkit } from '../nbd/servers.js';
 import { expectedImage, makeTemplate } from '../support/guest-content.js';
 import { startGuest } from '../support/guest.js';
 import { mustRun } from '../support/processes.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import {
   allocate,
   allocateAny,
   atMonitor,
-  change,
   cliJson,
   copyOf,
   diskArgs,
@@ -186,7 +186,7 @@ describe.runIf(withQemu)('a stream', () => {
 
   it('can be left to QEMU', async () => {
     const file = await overlay();
-    await change(file, 'qcow2', 'write -P 3 5M 1M');
+    await qemuIo(file, 'qcow2', 'write -P 3 5M 1M');
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));
     const { status, stderr, document } = await allocateAny<{ job: string }>(

@@ -4,13 +4,13 @@ import { describe, expect, it } from 'vitest';
 import type { AllocationResult } from '../../lib/types.js';
 import { makeTemplate } from '../support/guest-content.js';
 import { mustRun } from '../support/processes.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import {
   allocate,
   allocateAny,
   atMonitor,
-  change,
   cliJson,
   copyOf,
   diskArgs,
@@ -72,9 +72,9 @@ describe.runIf(withQemu)('a chain of nodes', () => {
   it('that was put together by hand is populated, and freed', async () => {
     const base = template();
     const middle = await overlayOf(base);
-    await change(middle, 'qcow2', 'write -P 8 2M 1M');
+    await qemuIo(middle, 'qcow2', 'write -P 8 2M 1M');
     const file = await overlayOf(middle, { backingFormat: 'qcow2' });
-    await change(file, 'qcow2', 'write -P 9 3M 1M');
+    await qemuIo(file, 'qcow2', 'write -P 9 3M 1M');
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine([
       ...blockdev({ driver: 'raw', 'node-name': 'base', 'read-only': true, file: fileNode(base) }),
@@ -130,7 +130,7 @@ describe.runIf(withQemu)('a disk', () => {
     const base = template();
     truncateSync(base, 5 * MiB + 100);
     const file = await overlayOf(base, { size: SIZE });
-    await change(file, 'qcow2', 'write -c -P 4 1M 64k');
+    await qemuIo(file, 'qcow2', 'write -c -P 4 1M 64k');
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));
     await allocate(machine.qmp, 'disk');

@@ -5,6 +5,7 @@ import { afterEach, expect } from 'vitest';
 import { QmpClient } from '../../lib/qmp/client.js';
 import type { AllocationResult } from '../../lib/types.js';
 import type { Guest, Report } from '../support/guest.js';
+import { expectedImage, type Base } from '../support/guest-content.js';
 import { qemuCompare, qemuMap, type QemuExtent } from '../support/judges.js';
 import { answersQmp, mustRun, start } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
@@ -92,6 +93,16 @@ export async function shutDown(guest: Guest): Promise<void> {
   expect(await guest.powerOff(), guest.console()).toMatchObject({ status: 0 });
 }
 
+/** When the guest has ended, its qcow2 image is sound, and reads as it was written, over `base`. */
+export async function expectWritten(guest: Guest, file: string, size: number, base: Base): Promise<void> {
+  const generations = await guest.generations();
+  await shutDown(guest);
+  const expected = scratchPath('expected.raw');
+  expectedImage(expected, size, base, generations);
+  await expectContent(file, 'qcow2', expected);
+  await expectChecked(file, 'qcow2');
+}
+
 /** Runs `thicken allocate` on a disk, which must succeed with a document as in the contract. */
 export async function allocate(qmp: string, device: string, ...args: string[]): Promise<AllocationResult> {
   const outcome = await allocateAny<AllocationResult>(qmp, device, ...args);
@@ -125,11 +136,6 @@ export async function overlayOf(
   const more = options === undefined ? [] : ['-o', options];
   await mustRun('qemu-img', ['create', '-q', '-f', format, ...below, ...more, path, ...(size ? [String(size)] : [])]);
   return path;
-}
-
-/** Runs commands of qemu-io on an image at rest. */
-export async function change(path: string, format: string, ...commands: string[]): Promise<void> {
-  await mustRun('qemu-io', ['-f', format, ...commands.flatMap((command) => ['-c', command]), path]);
 }
 
 /** What a guest reads from the image, in a file of its own. */

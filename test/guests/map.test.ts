@@ -4,10 +4,10 @@ import type { MapEntry } from '../../lib/types.js';
 import { makeTemplate } from '../support/guest-content.js';
 import { qemuMap } from '../support/judges.js';
 import { random } from '../support/patterns.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { scratchPath } from '../support/scratch.js';
 import {
   atMonitor,
-  change,
   cliJson,
   diskArgs,
   KiB,
@@ -80,11 +80,11 @@ async function randomChain(seed: number): Promise<{ file: string; size: number; 
   }
   for (let layer = 1; layer < layers; layer++) {
     below = await overlayOf(below, { backingFormat, size: Math.max(MiB, Math.floor(size / 1024) * 512) });
-    await change(below, 'qcow2', ...commands(next, MiB));
+    await qemuIo(below, 'qcow2', ...commands(next, MiB));
     backingFormat = 'qcow2';
   }
   const file = await overlayOf(below, { backingFormat, options, size });
-  await change(file, 'qcow2', ...commands(next, size));
+  await qemuIo(file, 'qcow2', ...commands(next, size));
   return { file, size, next };
 }
 

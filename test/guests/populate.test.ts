@@ -3,10 +3,10 @@ import { describe, expect, it } from 'vitest';
 import { nbdkit } from '../nbd/servers.js';
 import { makeTemplate } from '../support/guest-content.js';
 import { mustRun } from '../support/processes.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { scratchPath } from '../support/scratch.js';
 import {
   allocate,
-  change,
   copyOf,
   diskArgs,
   expectAlone,
@@ -39,7 +39,7 @@ async function asQcow2(raw: string): Promise<string> {
 /** Two layers over a raw template, each with something of its own. */
 async function threeLayers(): Promise<string> {
   const middle = await overlayOf(template());
-  await change(middle, 'qcow2', 'write -P 7 1M 300k', 'write -z 3M 128k');
+  await qemuIo(middle, 'qcow2', 'write -P 7 1M 300k', 'write -z 3M 128k');
   return overlayOf(middle, { backingFormat: 'qcow2' });
 }
 
@@ -79,7 +79,7 @@ describe.runIf(withQemu)('a range of an overlay', () => {
 
   it('is left alone where it is the image’s own', async () => {
     const file = await overlayOf(template());
-    await change(file, 'qcow2', 'write -P 9 1M 1M', 'write -z 2M 1M');
+    await qemuIo(file, 'qcow2', 'write -P 9 1M 1M', 'write -z 2M 1M');
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));
     const result = await allocate(machine.qmp, 'disk', '--length', '4M', ...MAPPED);
@@ -141,7 +141,7 @@ const CASES: Case[] = [
 describe.runIf(withQemu).each(CASES)('$name', ({ format, make }) => {
   it('is populated as a whole', async () => {
     const file = await make();
-    await change(file, format, 'write -P 5 7M 100k', 'write -P 6 9M 1M');
+    await qemuIo(file, format, 'write -P 5 7M 100k', 'write -P 6 9M 1M');
     const before = await copyOf(file, format);
     await using machine = await startMachine(diskArgs('disk', format, file));
     const result = await allocate(machine.qmp, 'disk');
@@ -173,7 +173,7 @@ describe.runIf(withQemu).each(CASES)('$name', ({ format, make }) => {
 describe.runIf(withQemu)('an image without backing', () => {
   it('leaves nothing to populate', async () => {
     const file = await overlayOf(null, { size: SIZE });
-    await change(file, 'qcow2', 'write -P 1 1M 1M');
+    await qemuIo(file, 'qcow2', 'write -P 1 1M 1M');
     const before = await copyOf(file, 'qcow2');
     await using machine = await startMachine(diskArgs('disk', 'qcow2', file));
     const result = await allocate(machine.qmp, 'disk', ...MAPPED);

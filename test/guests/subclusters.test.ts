@@ -1,11 +1,11 @@
 /** Images whose clusters are mapped in parts: QEMU 7.2 copies them only if it is asked with care. */
 import { describe, expect, it } from 'vitest';
 import { makeTemplate } from '../support/guest-content.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { scratchPath } from '../support/scratch.js';
 import {
   allocate,
   allocateAny,
-  change,
   copyOf,
   diskArgs,
   expectChecked,
@@ -25,7 +25,7 @@ async function partlyMapped(): Promise<string> {
   const template = scratchPath('template.raw');
   makeTemplate(template, { size: SIZE, seed: 1 });
   const file = await overlayOf(template, { options: 'extended_l2=on,cluster_size=128k' });
-  await change(file, 'qcow2', 'write -P 5 7M 100k', 'write -P 6 9M 4k', 'write -z 10300k 4k');
+  await qemuIo(file, 'qcow2', 'write -P 5 7M 100k', 'write -P 6 9M 4k', 'write -z 10300k 4k');
   return file;
 }
 

@@ -1,9 +1,9 @@
 /** A disk on another machine, through nbdkit and SSH: the commands of README, with a real sshd. */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { missing } from '../storage/helpers.js';
+import { freePort } from '../support/ports.js';
 import { mustRun, repository, start, type Spawned } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
@@ -12,14 +12,6 @@ import { nbdkit } from './servers.js';
 import { allocateExport, expectSame, imageOf, SIZE } from './targets.js';
 
 const tools = ['nbdkit', 'nbdinfo', 'sshd', 'ssh-keygen', 'qemu-img', 'filefrag', 'cp', 'sync'];
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await new Promise((resolve) => server.once('listening', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 interface Ssh {
   process: Spawned;

@@ -10,11 +10,24 @@ export interface Server extends AsyncDisposable {
 }
 
 /** A nbdkit with this plugin, its parameters and filters; `options` come before the plugin. */
-export async function nbdkit(plugin: readonly string[], options: readonly string[] = []): Promise<Server> {
-  const socketPath = scratchPath('s');
+export async function nbdkit(
+  plugin: readonly string[],
+  options: readonly string[] = [],
+  socketPath = scratchPath('s'),
+): Promise<Server> {
   const pidfile = scratchPath('pid');
   const process = start('nbdkit', ['-f', '-U', socketPath, '-P', pidfile, ...options, ...plugin]);
   return started(process, socketPath, pidfile, '');
+}
+
+/** The same of a file, for reading; `parameters`: those of its filters. */
+export function serveFile(
+  path: string,
+  filters: readonly string[] = [],
+  parameters: readonly string[] = [],
+  socketPath = scratchPath('s'),
+): Promise<Server> {
+  return nbdkit(['file', path, ...parameters], ['-r', ...filters.map((name) => `--filter=${name}`)], socketPath);
 }
 
 /** A qemu-nbd, which tells of depths and serves until it is killed. */

@@ -1,13 +1,12 @@
 /** Disks at rest with layers below, and what QEMU says of them. */
-import { readdirSync } from 'node:fs';
-import { basename, dirname } from 'node:path';
 import { expect } from 'vitest';
 import type { AllocationResult } from '../../lib/types.js';
+import { serveFile } from '../nbd/servers.js';
 import { random } from '../support/patterns.js';
-import { mustRun, run, start, type Spawned } from '../support/processes.js';
+import { mustRun, run } from '../support/processes.js';
 import { qemuCompare, qemuMap } from '../support/judges.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { scratchPath } from '../support/scratch.js';
-import { waitFor } from '../support/wait.js';
 import { cliJson, expectContract, KiB, MiB } from '../storage/helpers.js';
 
 /** What lies below an image. */
@@ -38,10 +37,6 @@ async function rawBelow(seed: number, size = SIZE): Promise<string> {
   return path;
 }
 
-export async function qemuIo(path: string, format: string, ...commands: string[]): Promise<void> {
-  await mustRun('qemu-io', ['-f', format, ...commands.flatMap((command) => ['-c', command]), path]);
-}
-
 export async function makeOverlay(below: Pick<Below, 'name' | 'format'>, format = 'qcow2', options: string[] = []): Promise<string> {
   const path = scratchPath(`overlay.${format}`);
   await mustRun('qemu-img', ['create', '-q', '-f', format, '-b', below.name, '-F', below.format, ...options, path]);
@@ -58,7 +53,7 @@ export async function makeBelow(kind: BelowKind, seed: number): Promise<Below> {
   const alone = { name: raw, format: 'raw', files: [raw], release: nothing };
   if (kind === 'raw') return alone;
   if (kind === 'nbd') {
-    const server = await serve(raw);
+    const server = await serveFile(raw);
     return { name: server.uri, format: 'raw', files: [raw], release: () => server.process.dispose() };
   }
   const middle = await overlayBelow(alone, 9);
@@ -70,27 +65,6 @@ async function overlayBelow(below: Below, tag: number): Promise<Below> {
   const path = await makeOverlay(below);
   await qemuIo(path, 'qcow2', `write -q -P ${tag} ${tag}M 300k`, `write -q -z ${tag + 2}M 128k`);
   return { name: path, format: 'qcow2', files: [...below.files, path], release: below.release };
-}
-
-export interface Server {
-  process: Spawned;
-  uri: string;
-  socket: string;
-}
-
-/** A server of a file for reading, at `socket` if that is given. */
-export async function serve(path: string, filters: readonly string[] = [], parameters: readonly string[] = [], socket = scratchPath('s')): Promise<Server> {
-  const pidfile = scratchPath('pid');
-  const process = start('nbdkit', [
-    ...['-f', '-r', '-U', socket, '-P', pidfile],
-    ...filters.map((name) => `--filter=${name}`),
-    ...['file', path, ...parameters],
-  ]);
-  await waitFor('nbdkit', () => {
-    if (process.child.exitCode !== null) throw new Error(`nbdkit ended: ${process.stderr()}`);
-    return readdirSync(dirname(pidfile)).includes(basename(pidfile));
-  });
-  return { process, uri: `nbd+unix:///?socket=${socket}`, socket };
 }
 
 /** Of an image, what a guest reads from it, in a file of its own; and sums of what must not change. */

@@ -3,14 +3,16 @@ import { readdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
+import { serveFile } from '../nbd/servers.js';
 import { random } from '../support/patterns.js';
 import { cliMain, mustRun, run, spawnCli, start, type Spawned } from '../support/processes.js';
 import { qemuCompare } from '../support/judges.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import { cliJson, MiB, soak, type Refusal } from '../storage/helpers.js';
-import { allocate, expectOwn, expectSame, lookBefore, makeOverlay, qemuIo, serve, type Before } from './disks.js';
+import { allocate, expectOwn, expectSame, lookBefore, makeOverlay, type Before } from './disks.js';
 import { daemonsIn, expectNothingLeft, withDaemon } from './helpers.js';
 
 const runnable = withDaemon && requires({ tools: ['nbdkit', 'nbdinfo', 'sha256sum'] });
@@ -106,7 +108,7 @@ describe.runIf(runnable).each(['qcow2', 'qed'])('while %s at rest is populated',
 
   it('its server goes: the run fails, nothing is lost, and the next one completes', async () => {
     const base = await makeBase();
-    const server = await serve(base);
+    const server = await serveFile(base);
     const disk = await makeDisk(format, server.uri, base);
     const spawned = startSlowly(disk, '8M');
     await underway(spawned);
@@ -117,21 +119,21 @@ describe.runIf(runnable).each(['qcow2', 'qed'])('while %s at rest is populated',
     await expectNothingLeft();
     const gone = await cliJson<Refusal>(args(disk));
     expect(gone).toMatchObject({ status: 1, document: { error: { code: 'BACKING_MISSING' } } });
-    await mustRun('rm', ['-f', server.socket]);
-    await using _again = (await serve(base, [], [], server.socket)).process;
+    await mustRun('rm', ['-f', server.socketPath]);
+    await using _again = await serveFile(base, [], [], server.socketPath);
     await expectIntact(disk);
     await expectCompletes(disk);
   });
 
   it('its server goes and comes back in time: the run does not notice', async () => {
     const base = await makeBase();
-    const server = await serve(base);
+    const server = await serveFile(base);
     const disk = await makeDisk(format, server.uri, base);
     const spawned = startSlowly(disk, '16M');
     await underway(spawned);
     await server.process.dispose();
-    await mustRun('rm', ['-f', server.socket]);
-    await using _again = (await serve(base, [], [], server.socket)).process;
+    await mustRun('rm', ['-f', server.socketPath]);
+    await using _again = await serveFile(base, [], [], server.socketPath);
     const { status, stderr } = await spawned.exit;
     expect(status, stderr).toBe(0);
     await expectSame(disk.path, format, disk.before, [disk.base]);

@@ -2,13 +2,15 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { tmpdir } from 'node:os';
 import { describe, expect, it } from 'vitest';
-import type { AllocationResult, ImageInfo, Verdict } from '../../lib/types.js';
-import { cliJson, expectContract, holdOpen, MiB, missing, soak, startAllocation, type Refusal } from '../storage/helpers.js';
+import type { ImageInfo, Verdict } from '../../lib/types.js';
+import { cliJson, holdOpen, MiB, missing, soak, startAllocation, type Refusal } from '../storage/helpers.js';
 import { qemuCompare, qemuMap } from '../support/judges.js';
 import { random } from '../support/patterns.js';
 import { mustRun, run, spawnCli, startQemu } from '../support/processes.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
+import { allocate } from './disks.js';
 import { daemonsIn, expectNothingLeft, withDaemon } from './helpers.js';
 
 const runnable = withDaemon && requires({ tools: ['filefrag'] });
@@ -42,17 +44,10 @@ async function makeImage({ name, options }: Format): Promise<{ path: string; cop
   const path = scratchPath(`image.${name}`);
   await mustRun('qemu-img', ['create', '-q', '-f', name, ...(options ? ['-o', options] : []), path, String(SIZE)]);
   const writes = ['write -q -P 7 1100k 70k', 'write -q -P 8 9M 512', 'write -q -z 4M 3M', 'write -q -P 9 12287k 5k', 'write -q -P 0 15M 1k'];
-  await mustRun('qemu-io', ['-f', name, ...writes.flatMap((write) => ['-c', write]), path]);
+  await qemuIo(path, name, ...writes);
   const copy = scratchPath('copy.raw');
   await mustRun('qemu-img', ['convert', '-f', name, '-O', 'raw', path, copy]);
   return { path, copy };
-}
-
-async function allocate(path: string, ...args: string[]): Promise<AllocationResult> {
-  const outcome = await cliJson<AllocationResult>(['allocate', path, ...args]);
-  expect(outcome.status, outcome.stderr).toBe(0);
-  expectContract(outcome.document);
-  return outcome.document;
 }
 
 async function expectSound({ name, checks }: Format, path: string, copy: string): Promise<void> {
@@ -170,9 +165,9 @@ describe.runIf(runnable)('VMDK over VMDK', () => {
   it('gets all from below, and zeros that hide it stay zeros; it keeps its backing file', async () => {
     const [base, path, copy] = [scratchPath('base.vmdk'), scratchPath('image.vmdk'), scratchPath('copy.raw')];
     await mustRun('qemu-img', ['create', '-q', '-f', 'vmdk', base, String(SIZE)]);
-    await mustRun('qemu-io', ['-f', 'vmdk', '-c', 'write -q -P 7 1M 2M', '-c', 'write -q -P 4 9M 100k', base]);
+    await qemuIo(base, 'vmdk', 'write -q -P 7 1M 2M', 'write -q -P 4 9M 100k');
     await mustRun('qemu-img', ['create', '-q', '-f', 'vmdk', '-b', base, '-F', 'vmdk', '-o', 'zeroed_grain=on', path]);
-    await mustRun('qemu-io', ['-f', 'vmdk', '-c', 'write -q -z 1M 256k', '-c', 'write -q -P 3 5M 10k', path]);
+    await qemuIo(path, 'vmdk', 'write -q -z 1M 256k', 'write -q -P 3 5M 10k');
     await mustRun('qemu-img', ['convert', '-f', 'vmdk', '-O', 'raw', path, copy]);
     const refused = await cliJson<Refusal>(['allocate', '--format', 'vmdk', '--drop-backing', path]);
     expect([refused.status, refused.document.error.code]).toEqual([1, 'UNSUPPORTED']);

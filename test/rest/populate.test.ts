@@ -1,11 +1,12 @@
 import { describe, expect, it } from 'vitest';
 import { mustRun } from '../support/processes.js';
 import { random } from '../support/patterns.js';
+import { qemuIo } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { hostBytes, qemuMap, type QemuExtent } from '../support/judges.js';
 import type { ImageInfo, MapEntry } from '../../lib/types.js';
 import { cliJson, KiB, MiB, type Refusal } from '../storage/helpers.js';
-import { allocate, BELOWS, expectOwn, expectSame, lookBefore, makeBelow, makeOverlay, qemuIo, SIZE, type BelowKind } from './disks.js';
+import { allocate, BELOWS, expectOwn, expectSame, lookBefore, makeBelow, makeOverlay, SIZE, type BelowKind } from './disks.js';
 import { expectNothingLeft, withDaemon } from './helpers.js';
 
 const runnable = withDaemon && requires({ tools: ['nbdkit', 'sha256sum'] });

@@ -6,7 +6,8 @@ import { mustRun } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { MiB } from '../storage/helpers.js';
-import { allocate, expectOwn, makeOverlay, serve } from './disks.js';
+import { serveFile } from '../nbd/servers.js';
+import { allocate, expectOwn, makeOverlay } from './disks.js';
 import { expectNothingLeft, withDaemon } from './helpers.js';
 
 const SIZE = 48 * MiB;
@@ -16,7 +17,7 @@ describe.runIf(runnable)('an overlay over a template on a server', () => {
   it('is given storage for all of it, and boots a guest without the server', async () => {
     const template = scratchPath('template.raw');
     const base = makeTemplate(template, { size: SIZE, seed: 23 });
-    const server = await serve(template);
+    const server = await serveFile(template);
     const path = await makeOverlay({ name: server.uri, format: 'raw' });
     const words = ['--format', 'qcow2', '--preallocation', 'full', '--drop-backing'];
     const result = await allocate(path, ...words);

@@ -3,7 +3,7 @@ import { closeSync, ftruncateSync, openSync } from 'node:fs';
 import { stat, statfs } from 'node:fs/promises';
 import { expect } from 'vitest';
 import { open } from '../../lib/index.js';
-import type { AllocationRequest, AllocationResult, ByteRange } from '../../lib/types.js';
+import type { AllocationDone, AllocationRequest, AllocationResult, ByteRange } from '../../lib/types.js';
 import type { Filesystem, FilesystemOptions } from '../support/filesystems.js';
 import { filefrag, qemuMap, type FilefragExtent } from '../support/judges.js';
 import type { Segment } from '../support/patterns.js';
@@ -50,14 +50,7 @@ export interface Refusal {
     offset?: number;
     length?: number;
   };
-  done?: {
-    requested: ByteRange;
-    effective: ByteRange;
-    before: { allocated: number | null };
-    allocated: number;
-    skipped: number;
-    seconds: number;
-  };
+  done?: AllocationDone;
 }
 
 const resultKeys = [

@@ -7,6 +7,7 @@ import { hostBytes } from '../support/judges.js';
 import { attachLoop } from '../support/loop.js';
 import { makePattern, sha256, sparseChecksum, type Segment } from '../support/patterns.js';
 import { mustRun, spawnCli } from '../support/processes.js';
+import { expectNear } from '../support/rates.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
@@ -50,23 +51,8 @@ async function moving(running: Job): Promise<void> {
   await waitFor('the job to move', () => running.progress().position > 0);
 }
 
-const ATTEMPTS = 3;
 /** Only the long run has the machine to itself. */
 const PROMPTLY_MS = soak ? 1000 : 10_000;
-
-/**
- * No run may go faster than it was told. A disk that others keep busy makes a run slower, so that
- * one of several has to reach what it was told.
- */
-async function expectNear(expected: number, tolerance: number, measure: () => Promise<number>): Promise<void> {
-  let fastest = 0;
-  for (let i = 0; i < ATTEMPTS && fastest <= 1 - tolerance; i++) {
-    const share = (await measure()) / expected;
-    expect(share).toBeLessThan(1 + tolerance);
-    fastest = Math.max(fastest, share);
-  }
-  expect(fastest).toBeGreaterThan(1 - tolerance);
-}
 
 describe.runIf(runnable)('a limit of bytes a second', () => {
   const size = soak ? GiB : 192 * MiB;
