@@ -231,8 +231,7 @@ export const errors = {
     build(
       'NEEDS_POPULATE',
       'content of the range comes from a backing file',
-      'shut no guest down for it: a guest that runs is populated through its monitor (--qmp); at ' +
-        'rest `qemu-img rebase -b ""` copies it into the image; nothing has been changed',
+      'say --format qcow2 and leave --route out, then it is copied first; nothing has been changed',
       { path, offset, length },
     ),
 

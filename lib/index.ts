@@ -27,6 +27,7 @@ export type {
   AllocationRequest,
   AllocationResult,
   ByteRange,
+  DetachedResult,
   ImageInfo,
   MapEntry,
   MissingRange,

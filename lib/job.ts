@@ -110,8 +110,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     keepFreeBytes(this.request.keepFree);
     await image.check(this.request);
     const { scope, ...request } = planRequestOf(image, this.request);
-    const plan = await this.scan(request);
-    await image.refuse?.(plan);
+    const plan = await this.firstPlan(scope, request);
     try {
       const carriedOut = await this.carryOut(plan, request);
       return await this.finish(scope, request, plan, carriedOut);
@@ -121,12 +120,24 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     }
   }
 
+  /** A refusal comes before anything has begun; whoever cancels is told what was done: nothing. */
+  private async firstPlan(scope: Scope, request: PlanRequest): Promise<Plan> {
+    try {
+      const plan = await this.scan(request);
+      await this.image.refuse?.(plan);
+      return plan;
+    } catch (error) {
+      if (!(error instanceof ThickenError) || error.code !== 'CANCELLED') throw error;
+      throw withDetails(error, { done: this.done(scope, null) });
+    }
+  }
+
   /** Says how much is missing, where a file system or a quota turned out to be full on the way. */
   private async withSpace(failure: ThickenError): Promise<ThickenError> {
     const full = failure.code === 'ENOSPC' || failure.code === 'EDQUOT';
+    if (!full || failure.needed !== undefined) return failure;
     const { storage } = this.image;
-    if (!full || failure.needed !== undefined || !storage) return failure;
-    const { available } = await spaceOf(storage);
+    const available = storage ? (await spaceOf(storage)).available : undefined;
     return withDetails(failure, { needed: this.total - this.position, available });
   }
 
@@ -296,12 +307,14 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     return ['what is free can’t be seen from here: nothing was held back to keep free space'];
   }
 
-  private done(scope: Scope, plan: Plan): AllocationDone {
+  /** `plan`: null before there was one. */
+  private done(scope: Scope, plan: Plan | null): AllocationDone {
+    const met = plan?.survey.met ?? 0;
     return {
       ...scope,
-      before: { allocated: this.image.exact ? plan.survey.met : null },
+      before: { allocated: plan && this.image.exact ? met : null },
       allocated: this.allocated,
-      skipped: plan.survey.met + this.skipped,
+      skipped: met + this.skipped,
       seconds: this.seconds(),
     };
   }

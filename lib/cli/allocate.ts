@@ -1,7 +1,6 @@
 import { errorJson, errors, toThickenError, type ThickenError } from '../errors.js';
 import { open } from '../open.js';
 import type {
-  AllocationDone,
   AllocationRequest,
   AllocationResult,
   DetachedResult,
@@ -95,11 +94,16 @@ function statusOf(outcome: Outcome): number {
   return 'error' in outcome ? exitStatus(outcome.error) : 0;
 }
 
+/** Of a target that was not opened any more: its size, and so its ranges, are not known. */
+const NOTHING_DONE = {
+  requested: null, effective: null, before: { allocated: null }, allocated: 0, skipped: 0, seconds: 0,
+};
+
 /** As the contract has it: a result, or the target's error, and what was done if anything was. */
 function documentOf(outcome: Outcome): unknown {
   if (!('error' in outcome)) return outcome;
   const { target, error } = outcome;
-  const done: AllocationDone | undefined = error.done;
+  const done = error.done ?? (error.code === 'CANCELLED' ? NOTHING_DONE : undefined);
   return { target, error: errorJson(error), ...(done && { done }) };
 }
 

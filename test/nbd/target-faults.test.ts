@@ -85,6 +85,7 @@ describe.runIf(runnable && requires({ root: true, loop: true, tools: ['mkfs.ext4
     const { error, done } = await refusalOf(['allocate', '--exclusive', '--preallocation', level, server.uri], 1);
     expect(error).toMatchObject({ code: 'ENOSPC', message: expect.stringMatching(/failed with ENOSPC.*server’s side/) });
     expect(done!.allocated).toBeGreaterThan(MiB);
+    expect(error.needed).toBeGreaterThan(0);
     await server[Symbol.asyncDispose]();
     await expectSame(path, 'raw', makeSparse(scratchPath('zeros'), 200 * MiB));
   });
