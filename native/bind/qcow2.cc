@@ -101,8 +101,8 @@ Napi::Value jsReadQcow2(const Napi::CallbackInfo& info) {
   return queue<Joined>(
       info.Env(), cancelArg(info, 5),
       [=](Joined* joined, const CancelFlag& cancel) {
-        joined->outcome = qcow2::readJoined(*image, files, wanted.range, wanted.most, cancel,
-                                            &joined->page);
+        joined->outcome =
+            qcow2::readJoined(*image, files, wanted.range, wanted.most, cancel, &joined->page);
         return statusOf(joined->outcome);
       },
       joinedValue);
