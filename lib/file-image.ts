@@ -121,9 +121,8 @@ class FileImage extends Image {
     const { kind } = this.target;
     const usersOf = kind === 'file' ? fileUse : deviceUse;
     const { use, warnings } = await usersOf(this.descriptor);
-    // A raw image has no backing file; of other formats it is not read.
     return this.infoWith({
-      virtualSize: raw ? this.size : virtualSizeOf(this.format, this.head),
+      ...(raw ? {} : await this.headerFacts()),
       fileSize: kind === 'file' ? this.size : null,
       hostAllocated: kind === 'file' ? facts.blocks * 512 : null,
       ...(known && rawStorage(survey)),
@@ -131,6 +130,19 @@ class FileImage extends Image {
       filesystem: image.storage && (await filesystemInfo(image.storage, reflinked)),
       warnings: [...image.warnings, ...warnings],
     });
+  }
+
+  /** What another format's header tells by itself: nothing else is opened for it. */
+  private async headerFacts(): Promise<Partial<ImageInfo>> {
+    const { format, descriptor, head } = this;
+    const { hasBacking, readHeader } = await import('./chain/header.js');
+    const header = hasBacking(format) ? await readHeader(descriptor, format).catch(() => null) : null;
+    const below = header?.backing;
+    return {
+      virtualSize: header?.virtualSize ?? virtualSizeOf(format, head),
+      backing: below ? [{ path: below.name, format: below.format, virtualSize: null }] : [],
+      snapshots: header?.snapshots ?? 0,
+    };
   }
 
   private async check(): Promise<void> {

@@ -2,9 +2,10 @@
 import type { Descriptor } from '../descriptor.js';
 import { errors } from '../errors.js';
 import { fileInUse, fileUse } from '../exclusive.js';
+import type { Extent } from '../extent.js';
 import { bytesByDepth } from '../extent-source.js';
 import type { Format } from '../format.js';
-import { Image } from '../image.js';
+import { entryAt, Image } from '../image.js';
 import { planFor, type JobImage } from '../job-image.js';
 import { NEVER_LIVE } from '../liveness.js';
 import { native } from '../native.js';
@@ -13,7 +14,7 @@ import type { PassRequest } from '../pass.js';
 import type { PlanFacts, Survey } from '../plan.js';
 import type { Route, RouteRequest } from '../routes/route.js';
 import { filesystemInfo } from '../space.js';
-import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
+import type { AllocationRequest, ImageInfo, MapEntry, RouteName } from '../types.js';
 import { Backing } from './backing.js';
 import { diskErrors } from './errors.js';
 import { StoredFile } from './stored-file.js';
@@ -185,6 +186,11 @@ class StoredImage extends Image {
   private async told({ met, missing }: Survey): Promise<Partial<ImageInfo>> {
     const all = missing + (await this.stored.missing('falloc'));
     return { allocated: met, missing, needed: { metadata: missing, falloc: all, full: all } };
+  }
+
+  /** Over NBD, QEMU does not tell where in the file a cluster lies. */
+  protected override mapEntries(): Promise<(extent: Extent) => MapEntry> {
+    return Promise.resolve((extent) => entryAt(extent, undefined));
   }
 
   protected override fileAt(depth: number): string | undefined {
