@@ -1,4 +1,5 @@
 /** What the file system under an image is, can do, and can promise. */
+import type { StatsFs } from 'node:fs';
 import { stat, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Descriptor } from './descriptor.js';
@@ -99,29 +100,22 @@ export interface Space {
  * directory tells what the quota leaves; btrfs keeps its quota groups in a tree of their own.
  */
 export async function readSpace(file: Descriptor, type: string): Promise<Space> {
-  const [own, limits] = await Promise.all([
-    file.use((fd) => statfs(`/proc/self/fd/${fd}`)),
-    quotaLimits(file, type),
-  ]);
+  const own = spaceIn(await file.use((fd) => statfs(`/proc/self/fd/${fd}`)));
   // tmpfs mounted with size=0 has no limit, and says 0 blocks.
-  if (own.blocks === 0) return { available: Infinity, total: Infinity, quota: false };
-  const space = {
-    available: own.bavail * own.bsize,
-    total: own.blocks * own.bsize,
-    quota: false,
-  };
-  for (const limit of limits) {
-    if (limit < space.available) Object.assign(space, { available: limit, quota: true });
-  }
-  return space;
+  if (own.total === 0) return { available: Infinity, total: Infinity, quota: false };
+  const limit = await quotaOf(file, type, own.total);
+  if (limit === null || limit >= own.available) return own;
+  return { ...own, available: limit, quota: true };
 }
 
-async function quotaLimits(file: Descriptor, type: string): Promise<number[]> {
-  if (type === 'btrfs') {
-    const left = await file.use((fd) => native().btrfsQuota(fd));
-    return left === null ? [] : [left];
-  }
-  if (type !== 'ext4' && type !== 'xfs') return [];
+function spaceIn({ bavail, blocks, bsize }: StatsFs): Space {
+  return { available: bavail * bsize, total: blocks * bsize, quota: false };
+}
+
+/** Bytes that a quota leaves; null where there is none. */
+async function quotaOf(file: Descriptor, type: string, total: number): Promise<number | null> {
+  if (type === 'btrfs') return file.use((fd) => native().btrfsQuota(fd));
+  if (type !== 'ext4' && type !== 'xfs') return null;
   const directory = dirname(file.path);
   try {
     const [own, other, statistics] = await Promise.all([
@@ -129,9 +123,11 @@ async function quotaLimits(file: Descriptor, type: string): Promise<number[]> {
       stat(directory),
       statfs(directory),
     ]);
-    // A bind-mounted file lies in a directory of another file system.
-    return own.dev === other.dev ? [statistics.bavail * statistics.bsize] : [];
+    const space = spaceIn(statistics);
+    // A bind-mounted file lies in a directory of another file system. A quota is told by its total,
+    // which does not change while others write.
+    return own.dev === other.dev && space.total < total ? space.available : null;
   } catch {
-    return [];
+    return null;
   }
 }

@@ -131,25 +131,63 @@ Status fallocateSpan(int fd, int flags, Range span) {
   return result < 0 ? Status::failed("fallocate", span.offset, span.length) : Status{};
 }
 
+// Of one call, in bytes. Between larger holes a call's own cost is nothing, and ext4 took 1.6 times
+// as long for 64 holes of 24 MiB in one call as for one at a time (Linux 6.18).
+constexpr uint64_t kLongestSpan = 128ULL << 20;
+
+Range spanOf(const std::vector<Range>& ranges, size_t first, size_t end) {
+  return Range{ranges[first].offset, ranges[end - 1].end() - ranges[first].offset};
+}
+
+// Where the ranges end that share the call of the first.
+size_t endOfSpan(const std::vector<Range>& ranges, size_t first, size_t most) {
+  size_t end = first + 1;
+  while (end < ranges.size() && end - first < most &&
+         spanOf(ranges, first, end + 1).length <= kLongestSpan)
+    end++;
+  return end;
+}
+
+// `done`: where the ranges start that are still to do.
+Status fallocateEach(const Fallocate& options, int flags, const std::vector<Range>& ranges,
+                     size_t* done, size_t end, Work* work) {
+  for (; *done < end; ++*done) {
+    const Status status = fallocateSpan(options.fd, flags, ranges[*done]);
+    if (!status.ok()) return status;
+    work->requests++;
+    work->allocated += ranges[*done].length;
+  }
+  return {};
+}
+
+// xfs wants as much free space as the span is long, blocks that are there already included (Linux
+// 6.18): with less, hole by hole.
+Status fallocateShared(const Fallocate& options, int flags, const std::vector<Range>& ranges,
+                       size_t* done, size_t end, Work* work) {
+  const Status status = fallocateSpan(options.fd, flags, spanOf(ranges, *done, end));
+  const bool full = status.error == ENOSPC || status.error == EDQUOT;
+  if (full && end - *done > 1) return fallocateEach(options, flags, ranges, done, end, work);
+  if (!status.ok()) return status;
+  work->requests++;
+  for (; *done < end; ++*done) work->allocated += ranges[*done].length;
+  return {};
+}
+
 }  // namespace
 
 Status fallocateRanges(const Fallocate& options, const std::vector<Range>& ranges,
                        const CancelFlag& cancel, Work* work) {
   int flags = FALLOC_FL_KEEP_SIZE;
   if (options.mode == FallocateMode::unshare) flags |= FALLOC_FL_UNSHARE_RANGE;
-  for (size_t first = 0; first < ranges.size();) {
+  for (size_t done = 0; done < ranges.size();) {
     if (cancel.isSet()) {
       work->cancelled = true;
       return {};
     }
-    const size_t end = std::min(ranges.size(), first + options.rangesPerCall);
-    const uint64_t offset = ranges[first].offset;
-    const Range span{offset, ranges[end - 1].end() - offset};
-    Status status = checkSize(options.fd, options.expectedSize, span);
-    if (status.ok()) status = fallocateSpan(options.fd, flags, span);
+    const size_t end = endOfSpan(ranges, done, options.rangesPerCall);
+    Status status = checkSize(options.fd, options.expectedSize, spanOf(ranges, done, end));
+    if (status.ok()) status = fallocateShared(options, flags, ranges, &done, end, work);
     if (!status.ok()) return status;
-    work->requests++;
-    for (; first < end; first++) work->allocated += ranges[first].length;
   }
   return {};
 }
