@@ -62,9 +62,9 @@ async function neededOf({ files, range, facts }: Found) {
   return { needed: { ...sizes, full: sizes.falloc }, warning: [] };
 }
 
-async function filesystemOf({ image, survey, files }: Found): Promise<ImageInfo['filesystem']> {
+async function filesystemOf({ survey, files }: Found): Promise<ImageInfo['filesystem']> {
   const { filesystem, method } = files.file;
-  const space = await spaceOf(image.storage!);
+  const space = await spaceOf(files.file);
   const abilities = Object.entries(filesystem.abilities);
   return {
     type: filesystem.type,
