@@ -8,12 +8,18 @@ namespace {
 constexpr size_t kMostLacking = 1u << 20;
 constexpr uint64_t kWritePiece = 1u << 20;
 
+Range between(uint64_t from, uint64_t to) { return Range{from, from < to ? to - from : 0}; }
+
 }  // namespace
 
 // A copy that leaves holes out, or shares blocks with its source, does so under tables too: zero
 // parts of them are holes, although a write of the guest's changes them.
 Outcome Allocator::measureTables(const HostFiles& files, const CancelFlag& cancel,
                                  HostNeeds* needs) {
+  // A request for nothing changes nothing.
+  if (rules_->clusters().count == 0) return {};
+  const uint64_t l1End = image_.header.l1Offset + uint64_t{image_.header.l1Entries} * 8;
+  const uint64_t padEnd = bytes(image_.geometry.clustersFor(l1End));
   HostLookup host(files.fd, files.method);
   Lacking lacking;
   const auto use = [&](Range part, HostState state, uint32_t) {
@@ -26,9 +32,13 @@ Outcome Allocator::measureTables(const HostFiles& files, const CancelFlag& cance
   };
   for (const ClusterRun& run : survey_.tables) {
     if (cancel.isSet()) break;
-    const Range range{bytes(run.first), bytes(run.count)};
-    Status status = host.find(range, range.end(), cancel, use);
-    if (!status.ok()) return Outcome::of(status);
+    // What follows the L1 table in its last cluster is never written: qemu-img leaves it out.
+    const Range parts[] = {between(bytes(run.first), std::min(bytes(run.end()), l1End)),
+                           between(std::max(bytes(run.first), padEnd), bytes(run.end()))};
+    for (const Range& range : parts) {
+      Status status = host.find(range, range.end(), cancel, use);
+      if (!status.ok()) return Outcome::of(status);
+    }
   }
   needs->later += lacking.holes;
   needs->unreserved += lacking.holes;
