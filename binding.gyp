@@ -36,6 +36,7 @@
         "native/qcow2/layout.cc",
         "native/qcow2/map.cc",
         "native/qcow2/outcome.cc",
+        "native/qcow2/own_blocks.cc",
         "native/qcow2/preallocated.cc",
         "native/qcow2/refcounts.cc",
         "native/qcow2/references.cc",

@@ -26,8 +26,8 @@ export interface JobImage {
   /** What can't be promised of this image. */
   noGuarantee: string | null;
   warnings: string[];
-  /** Throws where the image can't be acted on, or not as the request asks. */
-  check(request: AllocationRequest): Promise<void>;
+  /** Throws where the image can't be acted on, or not as the request asks; and CANCELLED. */
+  check(request: AllocationRequest, cancel?: CancelFlag): Promise<void>;
   /** Throws where a plan can't be carried out as a whole. Nothing has been changed then. */
   refuse?(plan: Plan): Promise<void>;
   route(name: RouteName, request: RouteRequest): Route;

@@ -108,7 +108,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     if (speed !== undefined) controls.setSpeed(speed);
     if (iops !== undefined) controls.setIops(iops);
     keepFreeBytes(this.request.keepFree);
-    await image.check(this.request);
+    await image.check(this.request, controls.cancelFlag);
     const { scope, ...request } = planRequestOf(image, this.request);
     const plan = await this.firstPlan(scope, request);
     try {
@@ -184,7 +184,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     const { image } = this;
     const { exclusive = false } = this.request;
     const { level, range } = request;
-    const asked = { level, range, exclusive, keepsFree: keepFree > 0 };
+    const asked = { level, range, exclusive, keepsFree: keepFree > 0, keepFree: this.request.keepFree };
     const other = await image.passOf?.(pass.route, asked);
     await runPass(
       {
@@ -260,7 +260,7 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
 
   /** A scan by what the image is now: a snapshot taken meanwhile changes what must be reserved. */
   private async look(request: PlanRequest): Promise<Plan> {
-    await this.image.check(this.request);
+    await this.image.check(this.request, this.controls.cancelFlag);
     return this.scan(request);
   }
 

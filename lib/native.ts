@@ -123,6 +123,8 @@ export interface Qcow2Request {
   level: number;
   /** Guest offset from which on nothing comes from the backing file. */
   backingEnd: number;
+  /** The caller writes zeros to all that has no blocks afterwards. */
+  zerosFollow: boolean;
 }
 
 export const QCOW2_LEVELS = ['metadata', 'falloc', 'full'] as const;
@@ -145,8 +147,16 @@ export interface Qcow2Needs extends Qcow2Outcome {
   /** New blocks of the host: the container's, and the external data file's. */
   fileNeeds: number;
   dataNeeds: number;
-  /** Blocks that the reserve lacks, as the file is now. */
+  /** That part of `fileNeeds` which the finish takes: for tables in holes, and the reserve. */
+  later: number;
+  /** Blocks that the tables and the reserve lack, as the file is now. */
   unreserved: number;
+  /** What other files share of guest clusters, of the data file, of the tables: in none of the above. */
+  sharedFile: number;
+  sharedData: number;
+  sharedTables: number;
+  /** New clusters that are written with zeros before they are mapped: version 2 has no flag. */
+  stale: number;
   /** Counted, and used by nothing. */
   surplus: number;
 }
@@ -261,7 +271,7 @@ export interface Native {
     length: number,
     cancel?: CancelFlag,
   ): Promise<Qcow2Progress>;
-  /** Frees what leaked, reserves what later writes need, and syncs. */
+  /** Frees what leaked, gives tables blocks, reserves what later writes need, and syncs; cancelled, it takes nothing. */
   finishQcow2(
     session: Qcow2Session,
     writers: Qcow2Writers,

@@ -37,7 +37,7 @@ export interface PassRequest {
 
 /** Rejects with the first error, when nothing is in flight any more. */
 export async function runPass(request: PassRequest, control: PassControl): Promise<void> {
-  const session = await request.route.open();
+  const session = await request.route.open(control.cancel);
   try {
     if (session.runWhole) return await session.runWhole(control, bytesOf(request.known ?? []));
     const chunks = new Chunks(request, session, control, await control.live());
@@ -47,7 +47,7 @@ export async function runPass(request: PassRequest, control: PassControl): Promi
       await chunks.settle();
     }
     chunks.throwFailure();
-    await session.sync();
+    await session.sync(control.cancel);
   } finally {
     await session[Symbol.asyncDispose]();
   }

@@ -1,17 +1,26 @@
 /** The native allocator at work on an image that is held alone. */
 import { errors, type ThickenError } from '../errors.js';
-import { native, NO_WORK, type CancelFlag, type Qcow2Progress, type Qcow2Writers, type Work } from '../native.js';
+import {
+  native,
+  NO_WORK,
+  type CancelFlag,
+  type Qcow2Needs,
+  type Qcow2Progress,
+  type Qcow2Writers,
+  type Work,
+} from '../native.js';
 import { endOf } from '../range.js';
-import { spaceOf } from '../space.js';
-import type { ByteRange } from '../types.js';
+import type { AllocationRequest, ByteRange } from '../types.js';
 import { throwIfRefused } from './errors.js';
 import { Qcow2Hold } from './hold.js';
 import { prepareNeeds, type NeedsRequest } from './needs.js';
+import { compareSpace, keepsRoom } from './room.js';
 import type { Qcow2Files } from './tables.js';
 
 export interface AllocationOptions extends NeedsRequest {
   /** The caller's word that nobody else uses the image. */
   exclusive: boolean;
+  keepFree?: AllocationRequest['keepFree'];
 }
 
 export class Qcow2Allocation implements AsyncDisposable {
@@ -20,19 +29,27 @@ export class Qcow2Allocation implements AsyncDisposable {
   private known = -1;
   /** Space is compared before the first change only: what follows goes on with what was taken. */
   private compared = false;
+  private needs: Qcow2Needs | null = null;
 
   private constructor(
     private readonly files: Qcow2Files,
-    private readonly request: NeedsRequest,
+    private readonly request: AllocationOptions,
     readonly hold: Qcow2Hold,
   ) {}
 
-  /** Takes the locks, and reads everything afresh. Throws IN_USE, ENOSPC, EDQUOT, and what is refused. */
-  static async open(files: Qcow2Files, options: AllocationOptions): Promise<Qcow2Allocation> {
+  /**
+   * Takes the locks, and reads everything afresh. Throws IN_USE, ENOSPC, EDQUOT, KEEP_FREE, CANCELLED, and
+   * what is refused.
+   */
+  static async open(
+    files: Qcow2Files,
+    options: AllocationOptions,
+    cancel?: CancelFlag,
+  ): Promise<Qcow2Allocation> {
     const hold = await Qcow2Hold.take(files, options.exclusive);
     const allocation = new Qcow2Allocation(files, options, hold);
     try {
-      await allocation.prepare();
+      await allocation.prepare(cancel);
       return allocation;
     } catch (error) {
       await allocation[Symbol.asyncDispose]();
@@ -44,19 +61,15 @@ export class Qcow2Allocation implements AsyncDisposable {
     const { proofs } = this.hold;
     const { needs, refusal } = await prepareNeeds(this.session, this.files, this.request, cancel);
     if (refusal) throw refusal;
-    if (!this.compared) await this.compareSpace(needs);
+    if (!this.compared) await compareSpace(this.files, needs, this.request.keepFree);
     this.compared = true;
     this.known = proofs;
+    this.needs = needs;
   }
 
-  /** A data file may lie on a file system of its own. */
-  private async compareSpace({ fileNeeds, dataNeeds }: { fileNeeds: number; dataNeeds: number }) {
-    const { file, data } = this.files;
-    const wanted = [[file, fileNeeds] as const, ...(data ? [[data, dataNeeds] as const] : [])];
-    for (const [extents, needed] of wanted) {
-      const { available, quota } = await spaceOf(extents);
-      if (needed > available) throw errors.noSpace(extents.file.path, needed, available, quota);
-    }
+  /** Whether zeros are written to some clusters when they are mapped: as much as is mapped at a time. */
+  get writesZeros(): boolean {
+    return (this.needs?.stale ?? 0) > 0;
   }
 
   /** Maps all of a range. `allocated` are the bytes of it that have been gone through. */
@@ -92,14 +105,22 @@ export class Qcow2Allocation implements AsyncDisposable {
     return errors.changed(this.files.file.file.path, `its virtual disk ends before byte ${at} now`);
   }
 
-  /** Frees what leaked, reserves what later writes need, and syncs. Once it has begun, it ends. */
-  async finish(): Promise<void> {
+  /**
+   * Frees what leaked, gives blocks to tables that lack them, reserves what later writes need, and syncs.
+   * What is cancelled takes nothing more. Throws KEEP_FREE where there is no room for it.
+   */
+  async finish(cancel: CancelFlag): Promise<void> {
+    const { file } = this.files;
+    const found: { refusal: ThickenError | null } = { refusal: null };
     await this.hold.run(Float64Array.of(0, 1), async (_rest, writers, dataWriters) => {
-      if (this.known !== this.hold.proofs) await this.prepare();
-      const done = await native().finishQcow2(this.session, writers, dataWriters);
-      throwIfRefused(done, this.files.file.file.path);
+      if (this.known !== this.hold.proofs) await this.prepare(cancel);
+      found.refusal = await keepsRoom(file, this.needs?.later ?? 0, this.request.keepFree);
+      const flag = found.refusal ? cancelledFlag() : cancel;
+      const done = await native().finishQcow2(this.session, writers, dataWriters, flag);
+      throwIfRefused(done, file.file.path);
       return { ...NO_WORK, disturbed: done.disturbed };
     });
+    if (found.refusal) throw found.refusal;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -116,4 +137,10 @@ function added(work: Work, { next, cancelled, disturbed }: Qcow2Progress, at: nu
     cancelled,
     disturbed,
   };
+}
+
+function cancelledFlag(): CancelFlag {
+  const flag = new (native().CancelFlag)();
+  flag.cancel();
+  return flag;
 }

@@ -1,6 +1,5 @@
 /** The two-level map of a qcow2 image: guest extents, and the host's where they are mapped to. */
-import { ThickenError } from '../errors.js';
-import { isLacking, type ExtentSource } from '../extent-source.js';
+import type { ExtentSource } from '../extent-source.js';
 import type { CancelFlag } from '../native.js';
 import { readAhead } from '../read-ahead.js';
 import type { ByteRange } from '../types.js';
@@ -33,24 +32,8 @@ export class Qcow2Extents implements ExtentSource {
   }
 
   /** From `offset` on: to `end`, or as far as some thousand extents reach. */
-  async page(offset: number, end: number, cancel?: CancelFlag) {
-    const read = () =>
-      withFiles(this.files, (files) => this.reader.read(files, offset, end, PAGE_EXTENTS, cancel));
-    try {
-      return await read();
-    } catch (error) {
-      if (!this.turnToSeek(error)) throw error;
-      return read();
-    }
-  }
-
-  /** Whether the error says that a file system has no FIEMAP: SEEK_HOLE tells at least of holes. */
-  private turnToSeek(error: unknown): boolean {
-    const { file, data } = this.files;
-    if (!(error instanceof ThickenError) || !isLacking(error)) return false;
-    const able = [file, ...(data ? [data] : [])].filter(({ method }) => method !== 'seek');
-    for (const extents of able) extents.method = 'seek';
-    return able.length > 0;
+  page(offset: number, end: number, cancel?: CancelFlag) {
+    return withFiles(this.files, (files) => this.reader.read(files, offset, end, PAGE_EXTENTS, cancel));
   }
 
   /** The files belong to whoever opened them. */

@@ -11,7 +11,7 @@ import { requireStated, type Format } from '../format.js';
 import { entryAt, Image } from '../image.js';
 import { planFor, scopeOf, type JobImage } from '../job-image.js';
 import { FileLiveness } from '../liveness.js';
-import type { Qcow2Facts } from '../native.js';
+import type { CancelFlag, Qcow2Facts } from '../native.js';
 import type { OpenOptions } from '../open-options.js';
 import type { Plan, PlanFacts } from '../plan.js';
 import { qcow2Route, type Qcow2Context } from '../routes/qcow2.js';
@@ -24,7 +24,7 @@ import { openDataFile } from './data-file.js';
 import { qcow2Errors } from './errors.js';
 import { Qcow2Extents } from './extents.js';
 import { infoOf } from './info.js';
-import { findNeeds, NONE_BACKED, type Needs } from './needs.js';
+import { ALL_BACKED, findNeeds, NONE_BACKED, type Needs } from './needs.js';
 import { Qcow2Reader, type Qcow2Files } from './tables.js';
 
 const factsOfFile = promisify(fstat);
@@ -107,16 +107,20 @@ export class Qcow2Image extends Image {
       get facts() {
         return image.planFacts();
       },
-      storage: { file: descriptor, filesystem: files.file.filesystem },
+      // Where the guest's data goes: what the tables take elsewhere, the route compares.
+      storage: files.data ?? files.file,
       liveness: new FileLiveness(descriptor, 'file'),
-      exact: tellsReserved(files.file) && (!files.data || tellsReserved(files.data)),
+      // A first look may show that the file system tells less than was hoped.
+      get exact() {
+        return tellsReserved(files.file) && (!files.data || tellsReserved(files.data));
+      },
       get noGuarantee() {
         return image.whyNoGuarantee();
       },
       get warnings() {
         return image.findWarnings();
       },
-      check: (request) => this.check(request),
+      check: (request, cancel) => this.check(request, cancel),
       refuse: (plan) => this.refuse(plan),
       route: (name, request) => this.route(name, request),
     };
@@ -132,16 +136,23 @@ export class Qcow2Image extends Image {
       opened: this.backing !== null,
       subclusters: this.backing?.chain.top.header?.subclusters ?? false,
       unreserved: needs?.unreserved ?? null,
-      takes: needs ? needs.fileNeeds : null,
+      takes: needs ? (this.files.data ? needs.dataNeeds : needs.fileNeeds) : null,
       leaked: needs?.surplus ?? 0,
     };
   }
 
   private whyNoGuarantee(): string | null {
     const { file, data } = this.files;
-    const refusal = this.needs?.refusal;
+    const { refusal, needs } = this.needs ?? {};
     // An image that QEMU itself would not write to, or whose tables contradict each other.
     if (refusal && refusal.code !== 'NEEDS_POPULATE') return refusal.message;
+    const { fallocate, unshare } = file.filesystem.abilities;
+    if (needs && needs.reserve > 0 && !fallocate) {
+      return 'this file system can’t reserve blocks for clusters that a write must move';
+    }
+    if (needs && needs.sharedTables > 0 && !unshare) {
+      return 'its tables share blocks with another file, which this file system can’t unshare';
+    }
     if (this.facts.externalData && !data) return 'its data lies in another file, which is not opened';
     return file.filesystem.noGuarantee ?? data?.filesystem.noGuarantee ?? null;
   }
@@ -163,7 +174,7 @@ export class Qcow2Image extends Image {
   }
 
   /** Reads everything afresh: somebody else may have changed it since. */
-  private async check(request: AllocationRequest): Promise<void> {
+  private async check(request: AllocationRequest, cancel?: CancelFlag): Promise<void> {
     this.throwIfClosed();
     requireStated(this.path, this.probed);
     await this.refresh();
@@ -176,7 +187,8 @@ export class Qcow2Image extends Image {
     const level = request.preallocation ?? 'falloc';
     // What comes from below is copied first: as if it was no more than room that it needs.
     const populated = this.backing !== null && request.route !== 'qcow2';
-    this.needs = await findNeeds(this.files, { range, level, ...(populated && { backingEnd: NONE_BACKED }) });
+    const backingEnd = populated ? NONE_BACKED : ALL_BACKED;
+    this.needs = await findNeeds(this.files, { range, level, backingEnd }, cancel);
   }
 
   private checkDrop(request: AllocationRequest): void {
@@ -235,11 +247,18 @@ export class Qcow2Image extends Image {
     });
   }
 
+  /** By the tables as they are now: L2 tables are read at each look, and so is what is above them. */
+  override async *extentPages(range: { offset?: number; length?: number } = {}) {
+    await this.refresh();
+    yield* super.extentPages(range);
+  }
+
   /**
    * As `qemu-img map` tells it: data is called zeros too where the host has nothing written, but only
    * in an image with fewer blocks than clusters, in which QEMU asks the host (7.2).
    */
   protected override async mapEntries(): Promise<(extent: Extent) => MapEntry> {
+    await this.refresh();
     const { encrypted } = this.facts;
     const asksHost = !encrypted && (await this.reader.looksPreallocated());
     return (extent) => {

@@ -25,7 +25,7 @@ export async function infoOf(found: Found): Promise<Partial<ImageInfo>> {
     ...(image.exact && { allocated: survey.met, missing: survey.missing }),
     needed,
     inUse: use,
-    filesystem: await filesystemInfo(image.storage!, reflinked),
+    filesystem: await filesystemInfo(files.file, reflinked),
     backing: backingOf(facts),
     snapshots: facts.snapshots,
     warnings: [...image.warnings, ...warnings, ...warning],

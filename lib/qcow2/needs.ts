@@ -1,5 +1,5 @@
 /** What a request takes, by the image's own tables. */
-import type { ThickenError } from '../errors.js';
+import { errors, type ThickenError } from '../errors.js';
 import { native, QCOW2_LEVELS, type CancelFlag, type Qcow2Needs, type Qcow2Session } from '../native.js';
 import type { ByteRange, Preallocation } from '../types.js';
 import { refusalOf } from './errors.js';
@@ -23,7 +23,7 @@ export interface Needs {
   refusal: ThickenError | null;
 }
 
-/** Reads all of the tables. The session can go on to allocate where nothing is refused. */
+/** Reads all of the tables. The session can go on to allocate where nothing is refused. Throws CANCELLED. */
 export async function prepareNeeds(
   session: Qcow2Session,
   files: Qcow2Files,
@@ -32,16 +32,33 @@ export async function prepareNeeds(
 ): Promise<Needs> {
   // `full` takes the same clusters and blocks: zeros are written to them afterwards, several at a time.
   const reached = level === 'full' ? 'falloc' : level;
-  const request = { ...range, level: QCOW2_LEVELS.indexOf(reached), backingEnd };
+  const zerosFollow = level === 'full';
+  const request = { ...range, level: QCOW2_LEVELS.indexOf(reached), backingEnd, zerosFollow };
   const needs = await withFiles(files, (opened) => native().prepareQcow2(session, opened, request, cancel));
-  return { needs, refusal: refusalOf(needs, files.file.file.path) };
+  const { path } = files.file.file;
+  if (needs.cancelled) throw errors.cancelled(path);
+  return { needs: withShared(needs, files), refusal: refusalOf(needs, path) };
+}
+
+/** Blocks that are shared take a copy where they can be unshared. */
+function withShared(needs: Qcow2Needs, { file, data }: Qcow2Files): Qcow2Needs {
+  const { fileNeeds, dataNeeds, later, unreserved, sharedFile, sharedData, sharedTables } = needs;
+  const inData = data?.filesystem.abilities.unshare ? sharedData : 0;
+  const taken = { ...needs, dataNeeds: dataNeeds + inData };
+  if (!file.filesystem.abilities.unshare) return taken;
+  return {
+    ...taken,
+    fileNeeds: fileNeeds + sharedFile + sharedTables,
+    later: later + sharedTables,
+    unreserved: unreserved + sharedTables,
+  };
 }
 
 /** The same, for nobody who wants to allocate. */
-export async function findNeeds(files: Qcow2Files, request: NeedsRequest): Promise<Needs> {
+export async function findNeeds(files: Qcow2Files, request: NeedsRequest, cancel?: CancelFlag): Promise<Needs> {
   const session = new (native().Qcow2Session)();
   try {
-    return await prepareNeeds(session, files, request);
+    return await prepareNeeds(session, files, request, cancel);
   } finally {
     session.close();
   }

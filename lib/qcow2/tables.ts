@@ -3,7 +3,7 @@ import { fstat } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Descriptor } from '../descriptor.js';
 import { rangeError } from '../errors.js';
-import type { FileExtents } from '../extent-source.js';
+import { isLacking, type FileExtents } from '../extent-source.js';
 import {
   EXTENT_METHODS,
   native,
@@ -21,8 +21,27 @@ export interface Qcow2Files {
   data: FileExtents | null;
 }
 
-/** Runs `work` with all that is open, which stays so until it ends. */
-export function withFiles<T>({ file, data }: Qcow2Files, work: (files: HostFiles) => Promise<T>): Promise<T> {
+/**
+ * Runs `work` with all that is open, which stays so until it ends; again where a file system turns out to
+ * tell of holes only.
+ */
+export async function withFiles<T>(files: Qcow2Files, work: (files: HostFiles) => Promise<T>): Promise<T> {
+  try {
+    return await withOpened(files, work);
+  } catch (error) {
+    if (!turnToSeek(files, error)) throw error;
+    return withOpened(files, work);
+  }
+}
+
+function turnToSeek({ file, data }: Qcow2Files, error: unknown): boolean {
+  if (!isLacking(error)) return false;
+  const able = [file, ...(data ? [data] : [])].filter(({ method }) => method !== 'seek');
+  for (const extents of able) extents.method = 'seek';
+  return able.length > 0;
+}
+
+function withOpened<T>({ file, data }: Qcow2Files, work: (files: HostFiles) => Promise<T>): Promise<T> {
   const method = EXTENT_METHODS.indexOf(file.method);
   return file.file.use((fd) => {
     if (!data) return work({ fd, method, dataFd: -1, dataMethod: method });

@@ -28,17 +28,21 @@ export interface RestContext extends RouteRequest {
 
 export function restRoute(mechanism: Mechanism<GuestContext>, context: RestContext): Route {
   const cut = mechanism.adapts === 'window' ? CUT : {};
-  return { ...mechanism, ...cut, open: () => openSession(mechanism, context) };
+  return { ...mechanism, ...cut, open: (cancel) => openSession(mechanism, context, cancel) };
 }
 
 /** Takes QEMU's locks, by the daemon. Throws IN_USE where somebody else has the image open. */
-async function openSession(mechanism: Mechanism<GuestContext>, context: RestContext): Promise<RouteSession> {
+async function openSession(
+  mechanism: Mechanism<GuestContext>,
+  context: RestContext,
+  cancel: CancelFlag,
+): Promise<RouteSession> {
   await context.letGo();
   const engine = await RestEngine.work(context.chain(), mechanism.name === 'nbd-write');
   try {
     const { daemon, added } = engine;
     const place = { client: daemon.qmp, node: nodeOf(0), nbd: added.nbd, keepsZeros: true };
-    const session = await mechanism.open({ ...context, ...place });
+    const session = await mechanism.open({ ...context, ...place }, cancel);
     return restSession(session, engine, context.chain().top.path, () => context.after());
   } catch (error) {
     await engine[Symbol.asyncDispose]();
@@ -63,7 +67,7 @@ function restSession(
   const whole = session.runWhole?.bind(session);
   return {
     run: (ranges: Float64Array, cancel: CancelFlag) => explained(session.run(ranges, cancel)),
-    sync: () => explained(session.sync()),
+    sync: (cancel: CancelFlag) => explained(session.sync(cancel)),
     ...(whole && { runWhole: (control: WholeControl, bytes: number) => explained(whole(control, bytes)) }),
     async [Symbol.asyncDispose]() {
       try {

@@ -5,6 +5,7 @@ import type { Descriptor } from '../descriptor.js';
 import { HOLE, SHARED, UNKNOWN, UNWRITTEN } from '../extent.js';
 import { FileExtents, tellsReserved } from '../extent-source.js';
 import { readFilesystem, type Filesystem } from '../filesystem.js';
+import type { CancelFlag } from '../native.js';
 import type { PassRequest } from '../pass.js';
 import { FILE_ROUTES } from '../routes/index.js';
 import { routeOf, type RouteRequest } from '../routes/route.js';
@@ -53,9 +54,9 @@ export class StoredFile {
     const range = await this.whole();
     const context = { ...request, image, size: range.length, filesystem, granularity };
     const route = routeOf(FILE_ROUTES[name], context);
-    const open = async () => {
+    const open = async (cancel: CancelFlag) => {
       await before();
-      return route.open();
+      return route.open(cancel);
     };
     return { route: { ...route, open }, source, granularity, range, takes: lacksFor(request.level), known: null };
   }

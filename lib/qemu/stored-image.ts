@@ -8,7 +8,7 @@ import type { Format } from '../format.js';
 import { entryAt, Image } from '../image.js';
 import { planFor, type JobImage } from '../job-image.js';
 import { NEVER_LIVE } from '../liveness.js';
-import { native } from '../native.js';
+import { native, type CancelFlag } from '../native.js';
 import type { OpenOptions } from '../open-options.js';
 import type { PassRequest } from '../pass.js';
 import type { PlanFacts, Survey } from '../plan.js';
@@ -132,10 +132,10 @@ class StoredImage extends Image {
   private route(name: RouteName, request: RouteRequest): Route {
     const { file } = this.stored;
     const route = this.backing.route(name, request, this.granularity);
-    const open = async () => {
+    const open = async (cancel: CancelFlag) => {
       await this.backing.letGo();
       if (await file.use((fd) => native().probeWriter(fd))) throw await fileInUse(file, true);
-      return route.open();
+      return route.open(cancel);
     };
     return { ...route, open };
   }

@@ -22,7 +22,8 @@ export interface Qcow2Context extends RouteRequest {
 
 /**
  * Where zeros are written anyway, tables are made for so much at a time: each time the disk has to
- * sync twice, which for every chunk would cost more than the tables do.
+ * sync twice, which for every chunk would cost more than the tables do. No zeros are written ahead: the
+ * throttle lets them through chunk by chunk.
  */
 const AHEAD = 2 * GIB;
 
@@ -45,9 +46,9 @@ class Qcow2Session implements RouteSession {
     private readonly fill: HostFill | null,
   ) {}
 
-  static async open(context: Qcow2Context): Promise<Qcow2Session> {
-    const { files, level, range, exclusive } = context;
-    const allocation = await Qcow2Allocation.open(files, { range, level, exclusive });
+  static async open(context: Qcow2Context, cancel: CancelFlag): Promise<Qcow2Session> {
+    const { files, level, range, exclusive, keepFree } = context;
+    const allocation = await Qcow2Allocation.open(files, { range, level, exclusive, keepFree }, cancel);
     try {
       const fill = level === 'metadata' ? null : await HostFill.open(files, allocation.hold, level);
       return new Qcow2Session(context, allocation, fill);
@@ -87,7 +88,7 @@ class Qcow2Session implements RouteSession {
 
   private aheadOf({ offset, length }: ByteRange): ByteRange {
     const { level, range, keepsFree } = this.context;
-    if (level !== 'full' || keepsFree) return { offset, length };
+    if (level !== 'full' || keepsFree || this.allocation.writesZeros) return { offset, length };
     return { offset, length: Math.min(range.offset + range.length - offset, Math.max(length, AHEAD)) };
   }
 
@@ -97,11 +98,11 @@ class Qcow2Session implements RouteSession {
     return next;
   }
 
-  async sync(): Promise<void> {
+  async sync(cancel: CancelFlag): Promise<void> {
     await this.inTurn(async () => {
       await Promise.allSettled(this.filling);
       await this.fill?.sync();
-      await this.allocation.finish();
+      await this.allocation.finish(cancel);
     });
   }
 
@@ -121,7 +122,7 @@ export function qcow2Route(context: Qcow2Context): Route {
     ...cut,
     most: cut.chunk,
     adapts: 'no',
-    open: () => Qcow2Session.open(context),
+    open: (cancel) => Qcow2Session.open(context, cancel),
   };
 }
 

@@ -3,7 +3,7 @@ import type { Steered } from '../controls.js';
 import type { Descriptor } from '../descriptor.js';
 import type { Filesystem } from '../filesystem.js';
 import type { CancelFlag, Work } from '../native.js';
-import type { ByteRange, Preallocation, RouteName } from '../types.js';
+import type { AllocationRequest, ByteRange, Preallocation, RouteName } from '../types.js';
 
 /** What a request says that routes need to know. */
 export interface RouteRequest {
@@ -14,6 +14,8 @@ export interface RouteRequest {
   range: ByteRange;
   /** Whether free space is watched: then nothing is taken ahead of its chunk. */
   keepsFree: boolean;
+  /** As it was asked for. */
+  keepFree?: AllocationRequest['keepFree'];
 }
 
 /** A file or block device, for routes that change it themselves. */
@@ -45,25 +47,25 @@ export interface Cut {
 
 /** A mechanism, for a kind of image that `Context` tells of. */
 export interface Mechanism<Context> extends Cut {
-  /** Takes what the route needs before its first change: locks, descriptors. */
-  open(context: Context): Promise<RouteSession>;
+  /** Takes what the route needs before its first change: locks, descriptors. Throws CANCELLED. */
+  open(context: Context, cancel: CancelFlag): Promise<RouteSession>;
 }
 
 /** A mechanism for one image. */
 export interface Route extends Cut {
-  open(): Promise<RouteSession>;
+  open(cancel: CancelFlag): Promise<RouteSession>;
 }
 
 export function routeOf<Context>(mechanism: Mechanism<Context>, context: Context): Route {
-  return { ...mechanism, open: () => mechanism.open(context) };
+  return { ...mechanism, open: (cancel) => mechanism.open(context, cancel) };
 }
 
 /** A route at work on one image. Disposing of it gives back all that `open` took. */
 export interface RouteSession extends AsyncDisposable {
   /** Gives storage to `ranges` (offset, length, offset, length, …) as far as `cancel` lets it. */
   run(ranges: Float64Array, cancel: CancelFlag): Promise<Work>;
-  /** Makes what was done durable. */
-  sync(): Promise<void>;
+  /** Makes what was done durable. What is left to take for it is not taken any more after a cancel. */
+  sync(cancel: CancelFlag): Promise<void>;
   /**
    * Instead of `run`, where the route takes the whole image, and goes at a pace of its own; `bytes`
    * of it are missing.

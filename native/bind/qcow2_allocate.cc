@@ -27,14 +27,15 @@ struct Prepared {
   uint64_t surplus = 0;  // clusters counted too high, leaks among them
 };
 
-// {offset, length, level, backingEnd}
+// {offset, length, level, backingEnd, zerosFollow}
 Request requestArg(const Napi::CallbackInfo& info, size_t index) {
   constexpr uint64_t kLevels = 3;
   const Napi::Object object = objectArg(info, index);
   const uint64_t level = bytesField(object, "level");
   if (level >= kLevels) throw Napi::RangeError::New(info.Env(), "unknown level");
   return Request{Range{bytesField(object, "offset"), bytesField(object, "length")},
-                 static_cast<qcow2::Level>(level), bytesField(object, "backingEnd")};
+                 static_cast<qcow2::Level>(level), bytesField(object, "backingEnd"),
+                 object.Get("zerosFollow").ToBoolean().Value()};
 }
 
 Status prepare(Qcow2Session* session, const HostFiles& files, const Request& request,
@@ -74,10 +75,15 @@ Napi::Value preparedValue(Napi::Env env, const Prepared& prepared) {
   set("counted", needed.counted * prepared.clusterSize);
   set("freed", needed.freed * prepared.clusterSize);
   set("reserve", needed.reserve * prepared.clusterSize);
+  set("stale", needed.stale * prepared.clusterSize);
   set("fileEnd", needed.fileEnd);
   set("fileNeeds", prepared.host.file);
   set("dataNeeds", prepared.host.data);
+  set("later", prepared.host.later);
   set("unreserved", prepared.host.unreserved);
+  set("sharedFile", prepared.host.sharedFile);
+  set("sharedData", prepared.host.sharedData);
+  set("sharedTables", prepared.host.sharedTables);
   set("surplus", prepared.surplus * prepared.clusterSize);
   value.Set("cancelled", prepared.cancelled);
   return value;

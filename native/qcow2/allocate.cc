@@ -84,6 +84,8 @@ Outcome Allocator::planNeeded(const Demand& demand) {
   needed_.freed = growth.table == 0 ? 0 : image_.header.refcountTableClusters;
   needed_.fileEnd = std::max(image_.fileSize, bytes(end));
   needed_.area = ClusterRun{next_, end - next_};
+  if (geometry.version < 3 && !geometry.externalData)
+    needed_.stale = needed_.reused + std::min(zeroFrom_, end) - std::min(zeroFrom_, next_);
   planReserve(demand);
   return {};
 }
@@ -215,7 +217,8 @@ Outcome Allocator::provide(Chunk* chunk, const Choice& choice, const CancelFlag&
   const bool hasReserved = progress->reserved;
   if (outcome.ok() && !metadata) outcome = provideMapped(chunk, progress);
   if (outcome.ok()) outcome = fillZeros(chunk->zeroRanges(), cancel, progress);
-  if (hasReserved || !outcome.ok() || progress->cancelled || request_.level == Level::full)
+  if (hasReserved || !outcome.ok() || progress->cancelled || request_.level == Level::full ||
+      request_.zerosFollow)
     return outcome;
   // Without fallocate(2), new clusters get their blocks by being written.
   std::vector<Range> fresh;

@@ -23,6 +23,7 @@ struct Needed {
   uint64_t reserve = 0;    ///< for what a later write moves, its tables included; behind the end
   uint64_t free = 0;       ///< free clusters within the file, which are then reserved too
   uint64_t counted = 0;    ///< clusters in use before, leaks included
+  uint64_t stale = 0;      ///< of `data`: gets zeros before it is mapped, as version 2 has no flag
   uint64_t fileEnd = 0;    ///< bytes: where the file ends afterwards, without the reserve
   ClusterRun area;         ///< all new clusters lie in it
 
@@ -33,7 +34,12 @@ struct Needed {
 struct HostNeeds {
   uint64_t file = 0;        ///< of the container's
   uint64_t data = 0;        ///< of the external data file's
-  uint64_t unreserved = 0;  ///< that part of `file` which is for later writes, as the file is now
+  uint64_t later = 0;       ///< that part of `file` which finish() takes
+  uint64_t unreserved = 0;  ///< that part which is for later writes, as the file is now
+  // What other files share, which counts only where it can be unshared:
+  uint64_t sharedFile = 0;    ///< guest clusters in the container
+  uint64_t sharedData = 0;    ///< the external data file
+  uint64_t sharedTables = 0;  ///< tables
 };
 
 /// What one call did.
@@ -62,7 +68,8 @@ class Allocator {
   const Needed& needed() const { return needed_; }
 
   /// Compares what is needed with what the files hold already; after prepare(). Reads only.
-  Outcome measureHost(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
+  /// finish() gives blocks to those tables only that this found without.
+  Outcome measureHost(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs);
   const Survey& survey() const { return survey_; }
   const Image& image() const { return image_; }
 
@@ -71,10 +78,16 @@ class Allocator {
   /// first change of the image's tables.
   Outcome allocate(Range piece, const CancelFlag& cancel, Progress* progress);
 
-  /// Frees what earlier runs leaked, reserves space for what later writes move, and syncs.
+  /// Frees what earlier runs leaked, gives all tables blocks of their own, reserves space for what
+  /// later writes move, and syncs. When cancelled, it takes nothing more.
   Outcome finish(const CancelFlag& cancel, Progress* progress);
 
  private:
+  struct Part {
+    Range range;
+    bool shared = false;
+  };
+
   struct Choice {
     std::vector<Supply> supply;
     std::vector<ClusterRun> leaks;  ///< those in `supply` that are counted already
@@ -102,7 +115,13 @@ class Allocator {
   Outcome reserveFree(const CancelFlag& cancel, Progress* progress);
   Outcome eachFree(uint64_t end, const CancelFlag& cancel,
                    const std::function<Outcome(ClusterRun)>& use) const;
-  Outcome measureMapped(const HostFiles& files, const CancelFlag& cancel, uint64_t* bytes) const;
+  Outcome measureTables(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs);
+  Outcome provideTables(const CancelFlag& cancel, Progress* progress);
+  Outcome writeHole(Range hole);
+  Outcome measureData(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
+  Outcome measureMapped(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
+  Outcome measureNew(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
+  Outcome measureReserve(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   Outcome lower(uint64_t cluster, uint64_t by);
   HasBlock hasBlock() const;
   uint64_t bytes(uint64_t clusters) const { return clusters << image_.geometry.clusterBits; }
@@ -115,10 +134,11 @@ class Allocator {
   std::unique_ptr<Rules> rules_;
   Survey survey_;
   Needed needed_;
-  uint64_t next_ = 0;      ///< first cluster to choose
-  uint64_t zeroFrom_ = 0;  ///< clusters from here on were beyond the end of the file
-  size_t leak_ = 0;        ///< first leak that is left
-  bool grown_ = false;     ///< the refcount table is large enough for the request
+  uint64_t next_ = 0;          ///< first cluster to choose
+  uint64_t zeroFrom_ = 0;      ///< clusters from here on were beyond the end of the file
+  std::vector<Part> lacking_;  ///< of tables, without blocks of their own
+  size_t leak_ = 0;            ///< first leak that is left
+  bool grown_ = false;         ///< the refcount table is large enough for the request
   bool failed_ = false;
 };
 

@@ -7,6 +7,8 @@ namespace thicken::qcow2 {
 namespace {
 
 constexpr size_t kFreedAtOnce = 4096;
+// One call, between which cancelling is polled.
+constexpr uint64_t kReservePiece = 16ull << 30;
 constexpr uint64_t kKnownAutoclear = kBitmapsBit | kRawDataBit;
 
 }  // namespace
@@ -185,11 +187,15 @@ Outcome Allocator::freeLeaks() {
 // all of them get blocks.
 Outcome Allocator::reserveFree(const CancelFlag& cancel, Progress* progress) {
   const uint64_t end = image_.geometry.clustersFor(image_.fileSize) + needed_.reserve;
-  Outcome outcome = eachFree(end, cancel, [&](ClusterRun run) {
-    return reserve(file_, Range{bytes(run.first), bytes(run.count)}, true, progress);
+  return eachFree(end, cancel, [&](ClusterRun run) {
+    Outcome outcome;
+    for (uint64_t at = bytes(run.first); outcome.ok() && at < bytes(run.end()) && !cancel.isSet();
+         at += kReservePiece) {
+      const Range piece{at, std::min(kReservePiece, bytes(run.end()) - at)};
+      outcome = reserve(file_, piece, true, progress);
+    }
+    return outcome;
   });
-  progress->cancelled = cancel.isSet();
-  return outcome;
 }
 
 Outcome Allocator::finish(const CancelFlag& cancel, Progress* progress) {
@@ -198,7 +204,9 @@ Outcome Allocator::finish(const CancelFlag& cancel, Progress* progress) {
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
   failed_ = true;
   Outcome outcome = freeLeaks();
+  if (outcome.ok()) outcome = provideTables(cancel, progress);
   if (outcome.ok() && needed_.reserve > 0) outcome = reserveFree(cancel, progress);
+  progress->cancelled = cancel.isSet();
   if (outcome.ok()) outcome = Outcome::of(file_.sync());
   if (outcome.ok() && dataFile_ != nullptr) outcome = Outcome::of(dataFile_->sync());
   failed_ = !outcome.ok();

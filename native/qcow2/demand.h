@@ -17,6 +17,8 @@ struct Request {
   /// Guest offset from which on nothing comes from the backing file. The default knows nothing of
   /// it, and refuses every unallocated cluster of an image that has one.
   uint64_t backingEnd = ~0ull;
+  /// The caller writes zeros to all that has no blocks afterwards.
+  bool zerosFollow = false;
 };
 
 enum class Action : uint8_t {

@@ -203,10 +203,10 @@ Status HostLookup::find(Range range, uint64_t limit, const CancelFlag& cancel, c
   return {};
 }
 
-Status HostLookup::addHoles(Range range, uint64_t limit, const CancelFlag& cancel,
-                            uint64_t* bytes) {
-  return find(range, limit, cancel, [bytes](Range part, HostState state, uint32_t) {
-    if (state == HostState::hole) *bytes += part.length;
+Status HostLookup::addLacking(Range range, uint64_t limit, const CancelFlag& cancel,
+                              Lacking* lacking) {
+  return find(range, limit, cancel, [lacking](Range part, HostState state, uint32_t) {
+    lacking->add(state, part.length);
     return true;
   });
 }

@@ -10,6 +10,17 @@
 
 namespace thicken::qcow2 {
 
+/// What has no blocks of its own. Bytes.
+struct Lacking {
+  uint64_t holes = 0;
+  uint64_t shared = 0;  ///< with another file
+
+  void add(HostState state, uint64_t bytes) {
+    if (state == HostState::hole) holes += bytes;
+    if (state == HostState::shared) shared += bytes;
+  }
+};
+
 /// The host's extents of a file, asked for at ascending offsets: few at a time where what is wanted
 /// lies far apart, many where it lies side by side.
 class HostLookup {
@@ -23,8 +34,8 @@ class HostLookup {
   /// is asked for.
   Status find(Range range, uint64_t limit, const CancelFlag& cancel, const Use& use);
 
-  /// Adds to `bytes` what of `range` has no blocks.
-  Status addHoles(Range range, uint64_t limit, const CancelFlag& cancel, uint64_t* bytes);
+  /// Adds up what of `range` has no blocks, and what another file shares.
+  Status addLacking(Range range, uint64_t limit, const CancelFlag& cancel, Lacking* lacking);
 
  private:
   Status load(uint64_t from, uint64_t limit, const CancelFlag& cancel);

@@ -43,10 +43,18 @@ Status FileIo::writeZeros(Range range) {
 }
 
 Status FileIo::reserve(Range range, bool keepSize) {
+  return allocate(keepSize ? FALLOC_FL_KEEP_SIZE : 0, range);
+}
+
+Status FileIo::unshare(Range range) {
+  return allocate(FALLOC_FL_KEEP_SIZE | FALLOC_FL_UNSHARE_RANGE, range);
+}
+
+Status FileIo::allocate(int mode, Range range) {
   int result;
   do
-    result = fallocate(fd_, keepSize ? FALLOC_FL_KEEP_SIZE : 0, static_cast<off_t>(range.offset),
-                       static_cast<off_t>(range.length));
+    result =
+        fallocate(fd_, mode, static_cast<off_t>(range.offset), static_cast<off_t>(range.length));
   while (result < 0 && errno == EINTR);
   return result < 0 ? Status::failed("fallocate", range.offset, range.length) : Status{};
 }

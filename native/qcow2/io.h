@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 
@@ -20,6 +21,10 @@ class Io {
   virtual Status writeZeros(Range range) = 0;
   /// Reserves blocks: fallocate(2) with FALLOC_FL_KEEP_SIZE, or without it, growing the file.
   virtual Status reserve(Range range, bool keepSize) = 0;
+  /// Gives blocks that another file shares a copy (FALLOC_FL_UNSHARE_RANGE): EOPNOTSUPP but on xfs.
+  virtual Status unshare(Range range) {
+    return Status{EOPNOTSUPP, "fallocate", range.offset, range.length};
+  }
   /// fdatasync(2): all that came before is on the disk when it returns.
   virtual Status sync() = 0;
   virtual Status size(uint64_t* bytes) = 0;
@@ -36,10 +41,13 @@ class FileIo final : public Io {
   Status write(Range range, const void* data) override;
   Status writeZeros(Range range) override;
   Status reserve(Range range, bool keepSize) override;
+  Status unshare(Range range) override;
   Status sync() override;
   Status size(uint64_t* bytes) override;
 
  private:
+  Status allocate(int mode, Range range);
+
   int fd_;
   int directFd_;
   uint64_t directAlignment_;

@@ -8,9 +8,9 @@ namespace {
 constexpr size_t kExtentsAtOnce = 4096;
 
 // Those of JoinedState::data and what follows it have a state of the host's too.
-bool isHole(uint8_t state) {
+void addJoined(uint8_t state, uint64_t bytes, Lacking* lacking) {
   constexpr auto kFirst = static_cast<uint8_t>(JoinedState::data);
-  return state >= kFirst && static_cast<HostState>((state - kFirst) % 5) == HostState::hole;
+  if (state >= kFirst) lacking->add(static_cast<HostState>((state - kFirst) % 5), bytes);
 }
 
 }  // namespace
@@ -44,67 +44,97 @@ Outcome Allocator::eachFree(uint64_t end, const CancelFlag& cancel,
   return outcome.ok() && run.count > 0 && !cancel.isSet() ? use(run) : outcome;
 }
 
-// Clusters of the request that are mapped to holes of the host.
+// Clusters of the request that are mapped already.
 Outcome Allocator::measureMapped(const HostFiles& files, const CancelFlag& cancel,
-                                 uint64_t* holes) const {
+                                 HostNeeds* needs) const {
+  Lacking lacking;
   const uint64_t end = image_.geometry.clippedEnd(request_.range.offset, request_.range.length);
   for (uint64_t at = request_.range.offset; at < end && !cancel.isSet();) {
     JoinedPage page;
     Outcome outcome = readJoined(image_, files, Range{at, end - at}, kExtentsAtOnce, cancel, &page);
     if (!outcome.ok()) return outcome;
     for (size_t i = 0; i < page.size(); i++)
-      if (isHole(page.state[i])) *holes += static_cast<uint64_t>(page.length[i]);
+      addJoined(page.state[i], static_cast<uint64_t>(page.length[i]), &lacking);
     at = page.next;
   }
+  needs->file += lacking.holes;
+  needs->sharedFile += lacking.shared;
   return {};
 }
 
-Outcome Allocator::measureHost(const HostFiles& files, const CancelFlag& cancel,
+Outcome Allocator::measureData(const HostFiles& files, const CancelFlag& cancel,
                                HostNeeds* needs) const {
-  *needs = HostNeeds{};
-  const Geometry& geometry = image_.geometry;
-  if (request_.level == Level::metadata) {
-    needs->file = bytes(needed_.tables + needed_.refcounts);
-    return {};
-  }
-  if (geometry.externalData) {
-    const uint64_t end = geometry.clippedEnd(request_.range.offset, request_.range.length);
-    const uint64_t start = std::min(request_.range.offset, end);
-    HostLookup data(files.dataFd, files.dataMethod);
-    Status status = data.addHoles(Range{start, end - start}, end, cancel, &needs->data);
-    if (!status.ok()) return Outcome::of(status);
-  }
+  const uint64_t end = image_.geometry.clippedEnd(request_.range.offset, request_.range.length);
+  const uint64_t start = std::min(request_.range.offset, end);
+  HostLookup data(files.dataFd, files.dataMethod);
+  Lacking lacking;
+  Status status = data.addLacking(Range{start, end - start}, end, cancel, &lacking);
+  needs->data += lacking.holes;
+  needs->sharedData += lacking.shared;
+  return Outcome::of(status);
+}
+
+Outcome Allocator::measureNew(const HostFiles& files, const CancelFlag& cancel,
+                              HostNeeds* needs) const {
   HostLookup host(files.fd, files.method);
-  const auto add = [&](ClusterRun run, uint64_t* sum) {
-    return Outcome::of(
-        host.addHoles(Range{bytes(run.first), bytes(run.count)}, bytes(run.end()), cancel, sum));
+  Lacking lacking;
+  const auto add = [&](ClusterRun run) {
+    const Range range{bytes(run.first), bytes(run.count)};
+    return Outcome::of(host.addLacking(range, range.end(), cancel, &lacking));
   };
   Outcome outcome;
-  if (!geometry.externalData) outcome = measureMapped(files, cancel, &needs->file);
   uint64_t reused = needed_.reused;
   for (const ClusterRun& leak : survey_.leaks) {
     if (!outcome.ok() || reused == 0) break;
     const ClusterRun run{leak.first, std::min(reused, leak.count)};
-    outcome = add(run, &needs->file);
+    outcome = add(run);
     reused -= run.count;
   }
-  if (outcome.ok()) outcome = add(needed_.area, &needs->file);
-  if (needed_.reserve == 0) return outcome;
+  if (outcome.ok()) outcome = add(needed_.area);
+  needs->file += lacking.holes;
+  needs->sharedFile += lacking.shared;
+  return outcome;
+}
+
+Outcome Allocator::measureReserve(const HostFiles& files, const CancelFlag& cancel,
+                                  HostNeeds* needs) const {
+  const Geometry& geometry = image_.geometry;
+  HostLookup host(files.fd, files.method);
+  const auto add = [&](uint64_t first, uint64_t end, Lacking* lacking) {
+    if (first >= end) return Outcome{};
+    const Range range{bytes(first), bytes(end - first)};
+    return Outcome::of(host.addLacking(range, range.end(), cancel, lacking));
+  };
   const uint64_t now = geometry.clustersFor(image_.fileSize) + needed_.reserve;
   const uint64_t then = geometry.clustersFor(needed_.fileEnd) + needed_.reserve;
-  const auto addFree = [&](ClusterRun run) {
-    Outcome part;
-    if (run.first < now)
-      part = add(ClusterRun{run.first, std::min(run.count, now - run.first)}, &needs->unreserved);
-    // What the request itself takes is counted above.
-    const uint64_t before = std::min(run.end(), std::max(run.first, needed_.area.first));
-    if (part.ok()) part = add(ClusterRun{run.first, before - run.first}, &needs->file);
-    const uint64_t after = std::max(run.first, needed_.area.end());
-    if (part.ok() && after < run.end())
-      part = add(ClusterRun{after, run.end() - after}, &needs->file);
+  Lacking unreserved;
+  Lacking later;
+  const Outcome outcome = eachFree(then, cancel, [&](ClusterRun run) {
+    Outcome part = add(run.first, std::min(run.end(), now), &unreserved);
+    // What the request itself takes is counted already.
+    if (part.ok()) part = add(run.first, std::min(run.end(), needed_.area.first), &later);
+    if (part.ok()) part = add(std::max(run.first, needed_.area.end()), run.end(), &later);
     return part;
-  };
-  return outcome.ok() ? eachFree(then, cancel, addFree) : outcome;
+  });
+  needs->unreserved += unreserved.holes;
+  needs->later += later.holes;
+  return outcome;
+}
+
+Outcome Allocator::measureHost(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) {
+  *needs = HostNeeds{};
+  lacking_.clear();
+  if (request_.level == Level::metadata) {
+    needs->file = bytes(needed_.tables + needed_.refcounts);
+    return {};
+  }
+  Outcome outcome = image_.geometry.externalData ? measureData(files, cancel, needs)
+                                                 : measureMapped(files, cancel, needs);
+  if (outcome.ok()) outcome = measureNew(files, cancel, needs);
+  if (outcome.ok()) outcome = measureTables(files, cancel, needs);
+  if (outcome.ok() && needed_.reserve > 0) outcome = measureReserve(files, cancel, needs);
+  needs->file += needs->later;
+  return outcome;
 }
 
 }  // namespace thicken::qcow2

@@ -84,6 +84,7 @@ class Comparison {
     const uint16_t mark = tally_.mark(cluster);
     const uint64_t references = mark >> kCountShift;
     if (references != 0) matched_++;
+    if (references != 0 && static_cast<Use>(mark & kUseMask) != Use::guest) listTable(cluster);
     if (count < references || ((mark & kOnce) != 0 && count != 1))
       return Outcome::refused(Code::corrupt,
                               "a cluster's reference count is wrong; repair the image with "
@@ -101,6 +102,16 @@ class Comparison {
   }
 
  private:
+  // Too many to be listed one by one: the last entry takes in what lies between them.
+  void listTable(uint64_t cluster) {
+    std::vector<ClusterRun>& tables = survey_->tables;
+    const bool follows = !tables.empty() && tables.back().end() == cluster;
+    if (follows || tables.size() >= kMostListed)
+      tables.back().count = cluster + 1 - tables.back().first;
+    else
+      tables.push_back(ClusterRun{cluster, 1});
+  }
+
   void list(uint64_t cluster, uint64_t count, uint64_t references) {
     std::vector<ClusterRun>& leaks = survey_->leaks;
     if (references == 0 && count == 1) {

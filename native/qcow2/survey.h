@@ -23,9 +23,10 @@ struct Survey {
   /// Those that can't be put right, as the one entry that refers to the cluster would need its
   /// flag; ascending. A copy of the table frees it of that.
   std::vector<Excess> flagless;
-  uint64_t leaked = 0;   ///< clusters that lists had no room for
-  uint64_t counted = 0;  ///< clusters with a count
-  uint64_t end = 0;      ///< behind the last cluster with a count
+  std::vector<ClusterRun> tables;  ///< all that are no guest data; ascending, a few may be more
+  uint64_t leaked = 0;             ///< clusters that lists had no room for
+  uint64_t counted = 0;            ///< clusters with a count
+  uint64_t end = 0;                ///< behind the last cluster with a count
   bool cancelled = false;
 };
 

@@ -58,6 +58,7 @@ const LAYERS = [
   ['kinds/index'],
   ['plan'],
   ['space'],
+  ['qcow2/room'],
   ['qcow2/allocation', 'qcow2/host-fill'],
   ['routes/qcow2'],
   ['pass'],

@@ -1,0 +1,279 @@
+/** What is promised must hold when the file system is full, and when others meddle. */
+import { chmodSync, statfsSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { Descriptor, READ_ONLY } from '../../lib/descriptor.js';
+import { FileExtents } from '../../lib/extent-source.js';
+import { readFilesystem } from '../../lib/filesystem.js';
+import { open } from '../../lib/index.js';
+import { native } from '../../lib/native.js';
+import { findNeeds } from '../../lib/qcow2/needs.js';
+import type { Verdict } from '../../lib/types.js';
+import { create } from '../native/qcow2-cases.js';
+import { check, CLEAN, GiB, KiB, MiB, qemuImg, qemuIo } from '../native/qcow2-tool.js';
+import { mountFilesystem } from '../support/filesystems.js';
+import { filefrag } from '../support/judges.js';
+import { cliMain, mustRun, run } from '../support/processes.js';
+import { requires } from '../support/requirements.js';
+import { scratchPath } from '../support/scratch.js';
+import { allocate, hostBytes, keepingContent, mapOf, TOOLS, verify } from './helpers.js';
+
+const able = requires({ tools: TOOLS });
+const mountable = requires({ root: true, loop: true, tools: [...TOOLS, 'mkfs.ext4', 'mkfs.xfs'] });
+const asOther = requires({ root: true, tools: [...TOOLS, 'setpriv'] });
+const base = { clusterSize: 64 * KiB, version: 3, refcountBits: 16, extended: false } as const;
+
+function freeOf(path: string): number {
+  const { bavail, bsize } = statfsSync(path);
+  return bavail * bsize;
+}
+
+/** Until not one block is left; somebody else's doing. */
+async function fill(path: string): Promise<void> {
+  const script = `for bs in 1M 4k; do dd if=/dev/zero of=${path}/filler.$bs bs=$bs; done 2>/dev/null; sync`;
+  await mustRun('sh', ['-c', script]);
+  expect(freeOf(path)).toBeLessThan(MiB);
+}
+
+async function compressed(file: string, size: number): Promise<void> {
+  const raw = scratchPath('content.raw');
+  await mustRun('sh', ['-c', `yes abcdefgh | head -c ${size} > ${raw}`]);
+  await qemuImg('convert', '-c', '-f', 'raw', '-O', 'qcow2', raw, file);
+  await mustRun('rm', [raw]);
+}
+
+async function rewrite(file: string, size: number): Promise<void> {
+  const writes = Array.from({ length: size / MiB }, (_, i) => `write -P ${1 + (i % 200)} ${i * MiB} ${MiB}`);
+  await qemuIo(file, [...writes, 'flush'], ['-f', 'qcow2', '-t', 'none']);
+  expect(await check(file)).toMatchObject({ corruptions: 0, 'check-errors': 0 });
+}
+
+const whys = ({ missing }: Verdict) => missing.map(({ why }) => why).join();
+
+describe.runIf(mountable)('tables', () => {
+  // 200 MiB of clusters move: their counts lie in a part of the refcount block that was a hole.
+  it('in holes get blocks: a guest can rewrite what must move on a full disk', { timeout: 120_000 }, async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: GiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const source = scratchPath('source.qcow2');
+    await compressed(source, 200 * MiB);
+    await mustRun('cp', ['--sparse=always', source, file]);
+    await keepingContent(file, () => allocate(file));
+    await fill(filesystem.path);
+    await rewrite(file, 200 * MiB);
+  });
+
+  it.each(['ext4', 'xfs', 'ext3-format'] as const)('in holes are seen by verify on %s', async (type) => {
+    await using filesystem = await mountFilesystem({ type, size: 512 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const source = scratchPath('source.qcow2');
+    await create(source, base, 16 * MiB);
+    await qemuIo(source, ['write -P 3 0 16M']);
+    await allocate(source);
+    await mustRun('cp', ['--sparse=always', source, file]);
+    const before = await verify(file);
+    expect(before.satisfied).toBe(false);
+    expect(whys(before)).toContain('reserve');
+    await keepingContent(file, () => allocate(file));
+    expect(await verify(file)).toMatchObject({ satisfied: true, missing: [] });
+    const [first] = await filefrag(file);
+    expect(first?.offset).toBe(0);
+  });
+
+  it('that a reflink shares get blocks of their own', { timeout: 120_000 }, async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', size: GiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const source = `${filesystem.path}/source.qcow2`;
+    await create(source, base, 200 * MiB);
+    await qemuIo(source, ['write -P 5 0 200M', 'write -z 0 200M']);
+    await mustRun('cp', ['--reflink=always', source, file]);
+    const before = await verify(file, { length: 64 * KiB });
+    expect(whys(before)).toContain('reserve');
+    await keepingContent(file, () => allocate(file));
+    const extents = await filefrag(file);
+    expect(extents.length).toBeGreaterThan(0);
+    expect(extents.filter(({ flags }) => flags.includes('shared'))).toEqual([]);
+    expect((await verify(file)).satisfied).toBe(true);
+    await fill(filesystem.path);
+    await rewrite(file, 200 * MiB);
+  });
+
+  it('that are shared, and clusters too, count in the comparison of space', async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', size: 512 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const source = `${filesystem.path}/source.qcow2`;
+    await create(source, base, 100 * MiB);
+    await qemuIo(source, ['write -P 5 0 100M']);
+    await mustRun('cp', ['--reflink=always', source, file]);
+    const leave = freeOf(filesystem.path) - 60 * MiB;
+    await mustRun('fallocate', ['-l', String(leave), `${filesystem.path}/filler`]);
+    const before = hostBytes(file);
+    // In small chunks: some of them would fit.
+    await expect(allocate(file, { speed: 200 * MiB })).rejects.toMatchObject({ code: 'ENOSPC' });
+    expect(hostBytes(file)).toBe(before);
+    expect((await filefrag(file)).every(({ flags }) => flags.includes('shared'))).toBe(true);
+  });
+});
+
+describe.runIf(mountable)('what is to be kept free', () => {
+  it('is kept from the reserve for later writes too', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 512 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await compressed(file, 200 * MiB);
+    const keepFree = freeOf(filesystem.path) - 50 * MiB;
+    await expect(allocate(file, { keepFree })).rejects.toMatchObject({ code: 'KEEP_FREE' });
+    expect(freeOf(filesystem.path)).toBeGreaterThanOrEqual(keepFree);
+    expect(await check(file)).toEqual(CLEAN);
+    await allocate(file, { keepFree: keepFree - 200 * MiB });
+  });
+
+  async function apart(options = ''): Promise<{ path: string; file: string } & AsyncDisposable> {
+    const filesystem = await mountFilesystem({ type: 'ext4', size: 512 * MiB });
+    const { path } = filesystem;
+    const file = scratchPath('image.qcow2');
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${path}/data.raw${options}`, file, '200M');
+    return { path, file, [Symbol.asyncDispose]: () => filesystem.dispose() };
+  }
+
+  it('is kept where the data file lies', async () => {
+    await using filesystem = await apart();
+    const { path, file } = filesystem;
+    const keepFree = freeOf(path) - 50 * MiB;
+    await expect(allocate(file, { keepFree, format: 'qcow2' })).rejects.toMatchObject({ code: 'KEEP_FREE' });
+    expect(freeOf(path)).toBeGreaterThanOrEqual(keepFree - MiB);
+    expect(await check(file)).toEqual(CLEAN);
+  });
+
+  it('is kept where the tables of a data file’s image lie', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 64 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const data = scratchPath('data.raw');
+    const options = `data_file=${data},cluster_size=512`;
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', options, file, '200M');
+    const before = hostBytes(data);
+    const keepFree = freeOf(filesystem.path) - MiB;
+    await expect(allocate(file, { keepFree, format: 'qcow2' })).rejects.toMatchObject({ code: 'KEEP_FREE' });
+    expect(hostBytes(data)).toBe(before);
+    expect(freeOf(filesystem.path)).toBeGreaterThanOrEqual(keepFree);
+  });
+
+  it('and what both files take of one file system, is compared before the first write', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 512 * MiB });
+    const { path } = filesystem;
+    const [file, data] = [`${path}/image.qcow2`, `${path}/data.raw`];
+    const options = `data_file=${data},cluster_size=512`;
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', options, file, '200M');
+    await mustRun('fallocate', ['-l', String(freeOf(path) - 202 * MiB), `${path}/filler`]);
+    const before = [hostBytes(file), hostBytes(data)];
+    const error = await allocate(file, { format: 'qcow2' }).catch((caught: unknown) => caught);
+    expect(error).toMatchObject({ code: 'ENOSPC' });
+    expect((error as { needed: number }).needed).toBeGreaterThan(202 * MiB);
+    expect([hostBytes(file), hostBytes(data)]).toEqual(before);
+  });
+});
+
+describe.runIf(mountable)('without fallocate', () => {
+  it('what later writes move has no reserve, and nothing is promised', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext3-format', size: 512 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await compressed(file, 64 * MiB);
+    await using image = await open(file);
+    const result = await image.allocate().result;
+    expect(result).toMatchObject({ verified: false, guarantee: false });
+    expect(result.warnings.join()).toContain('reserve');
+    expect((await verify(file)).satisfied).toBe(false);
+  });
+});
+
+describe.runIf(mountable)('zeros of full', () => {
+  it.each([
+    ['ext3-format', 3],
+    ['ext3-format', 2],
+    ['ext4', 2],
+  ] as const)('come chunk by chunk, as the speed lets them: %s, version %i', { timeout: 120_000 }, async (type, version) => {
+    await using filesystem = await mountFilesystem({ type, size: 1536 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, { ...base, version }, GiB);
+    // Old bytes that are counted nowhere: what version 2 maps of them must be zeroed first.
+    await mustRun('sh', ['-c', `yes garbage | head -c ${512 * MiB} >> ${file}`]);
+    const before = hostBytes(file);
+    await using image = await open(file);
+    const job = image.allocate({ preallocation: 'full', speed: 4 * MiB });
+    const most = 128 * MiB;
+    await new Promise<void>((resolve) => job.on('progress', ({ position }) => position > 0 && resolve()));
+    job.cancel();
+    const error = await job.result.catch((caught: unknown) => caught);
+    expect(error).toMatchObject({ code: 'CANCELLED' });
+    // On ext4 they are reserved ahead, which writes nothing.
+    if (type !== 'ext4') expect(hostBytes(file) - before).toBeLessThan(most);
+    expect((error as { done: { allocated: number } }).done.allocated).toBeLessThan(most);
+    const mapped = (await mapOf(file)).filter(({ data }) => data).reduce((sum, { length }) => sum + length, 0);
+    if (version === 2 && type === 'ext4') expect(mapped).toBeLessThan(most);
+    expect(await check(file)).toMatchObject({ corruptions: 0, 'check-errors': 0 });
+    await qemuIo(file, ['read -P 0 0 64M']);
+  });
+});
+
+describe.runIf(mountable)('a cancel', () => {
+  it('ends the run without the reserve', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: GiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await compressed(file, 200 * MiB);
+    await qemuImg('resize', '-q', file, '264M');
+    await using image = await open(file);
+    const job = image.allocate({ speed: 20 * MiB });
+    await new Promise<void>((resolve) => job.on('progress', ({ position }) => position > 0 && resolve()));
+    job.cancel();
+    await expect(job.result).rejects.toMatchObject({ code: 'CANCELLED' });
+    expect(hostBytes(file)).toBeLessThan(100 * MiB);
+    expect((await verify(file)).satisfied).toBe(false);
+    await keepingContent(file, () => allocate(file));
+    expect(hostBytes(file)).toBeGreaterThan(264 * MiB);
+  });
+
+  it('is heeded while the tables are read', async () => {
+    const file = scratchPath('image.qcow2');
+    await create(file, base, 64 * MiB);
+    await qemuIo(file, ['write 0 1M']);
+    await using descriptor = await Descriptor.open(file, READ_ONLY);
+    const files = { file: new FileExtents(descriptor, await readFilesystem(descriptor)), data: null };
+    const cancel = new (native().CancelFlag)();
+    cancel.cancel();
+    const request = { range: { offset: 0, length: 64 * MiB }, level: 'falloc' } as const;
+    await expect(findNeeds(files, request, cancel)).rejects.toMatchObject({ code: 'CANCELLED', path: file });
+  });
+});
+
+describe.runIf(able)('an image that is kept open', () => {
+  it('is mapped as it is now, not as it was when it was opened', async () => {
+    const file = scratchPath('image.qcow2');
+    await create(file, base, 2 * GiB);
+    await using image = await open(file);
+    await qemuIo(file, ['write 1G 1M']);
+    const entries = [];
+    for await (const entry of image.map()) entries.push(entry);
+    expect(entries).toEqual(await mapOf(file));
+    expect(entries.some(({ start, data }) => data && start === GiB)).toBe(true);
+    await qemuIo(file, ['write 1536M 1M']);
+    const starts = [];
+    for await (const { offset, data } of image.extents()) if (data) starts.push(offset);
+    expect(starts).toContain(1536 * MiB);
+  });
+});
+
+describe.runIf(asOther)('on tmpfs', () => {
+  it('whoever may only read an image is told that reserved can’t be told from missing', async () => {
+    await using filesystem = await mountFilesystem({ type: 'tmpfs', size: 64 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, base, 16 * MiB);
+    await allocate(file);
+    chmodSync(file, 0o444);
+    // The way to it, for everybody.
+    for (let at = dirname(file); at !== '/'; at = dirname(at)) chmodSync(at, statSync(at).mode | 0o111);
+    const user = ['--reuid=65534', '--regid=65534', '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'];
+    const { stdout, stderr, status } = await run('setpriv', [...user, process.execPath, cliMain, 'verify', file, '--json']);
+    expect(stderr).not.toContain('EPERM');
+    expect(status).toBe(3);
+    expect((JSON.parse(stdout) as Verdict).warnings.join()).toContain('can’t tell reserved from missing');
+  });
+});
