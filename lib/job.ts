@@ -174,8 +174,11 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
   private async runPasses(plan: Plan, request: PlanRequest, keepFree: number): Promise<void> {
     for (const pass of plan.passes) {
       this.route = pass.route;
+      // What concerns the image as a whole is done in no chunk.
+      const end = Math.min(this.total, this.position + pass.bytes);
       await this.runOne(pass, request, keepFree);
       this.controls.throwIfCancelled();
+      this.position = Math.max(this.position, end);
     }
     this.emitProgress(true);
   }

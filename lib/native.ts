@@ -172,6 +172,8 @@ export interface Qcow2Progress extends Qcow2Outcome {
   /** Guest offset where to go on. */
   next: number;
   mapped: number;
+  /** Bytes that tables and counts of the request are still to take. */
+  beside: number;
   /** Nothing of this piece was mapped. */
   cancelled: boolean;
   /** False where the file system has no fallocate(2). */

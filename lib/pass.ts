@@ -157,11 +157,11 @@ class Chunks {
   private async withinRoom(chunk: number[]): Promise<number[]> {
     const { path, granularity } = this.request;
     const wanted = bytesOf(chunk);
-    let room = await this.control.room(wanted + this.bytesInFlight);
+    let room = await this.roomFor(wanted);
     // Chunks in flight may have got some of their blocks already: only at rest the count is exact.
     while (this.inFlight.size > 0 && room.bytes - this.bytesInFlight < wanted) {
       await Promise.race(this.inFlight);
-      room = await this.control.room(wanted + this.bytesInFlight);
+      room = await this.roomFor(wanted);
     }
     const left = room.bytes - this.bytesInFlight;
     if (left >= wanted) return chunk;
@@ -170,6 +170,13 @@ class Chunks {
     this.pending = [...chunk, ...this.pending];
     this.pendingBytes += wanted;
     return this.takePending(most);
+  }
+
+  /** Without what the route takes beside its ranges. */
+  private async roomFor(wanted: number): Promise<Room> {
+    const beside = (await this.session.takesBeside?.()) ?? 0;
+    const room = await this.control.room(wanted + this.bytesInFlight + beside);
+    return { ...room, bytes: room.bytes - beside };
   }
 
   private takePending(most: number): number[] {

@@ -14,7 +14,7 @@ import type { AllocationRequest, ByteRange } from '../types.js';
 import { throwIfRefused } from './errors.js';
 import { Qcow2Hold } from './hold.js';
 import { prepareNeeds, type NeedsRequest } from './needs.js';
-import { compareSpace, keepsRoom } from './room.js';
+import { compareSpace, keepsRoom, onOneDevice } from './room.js';
 import type { Qcow2Files } from './tables.js';
 
 export interface AllocationOptions extends NeedsRequest {
@@ -30,6 +30,7 @@ export class Qcow2Allocation implements AsyncDisposable {
   /** Space is compared before the first change only: what follows goes on with what was taken. */
   private compared = false;
   private needs: Qcow2Needs | null = null;
+  private beside = 0;
 
   private constructor(
     private readonly files: Qcow2Files,
@@ -65,6 +66,12 @@ export class Qcow2Allocation implements AsyncDisposable {
     this.compared = true;
     this.known = proofs;
     this.needs = needs;
+    this.beside = needs.tables + needs.refcounts;
+  }
+
+  /** Bytes that tables and counts still take, where the clusters of the range lie too. */
+  async takesBeside(): Promise<number> {
+    return (await onOneDevice(this.files)) ? this.beside : 0;
   }
 
   /** Whether zeros are written to some clusters when they are mapped: as much as is mapped at a time. */
@@ -93,6 +100,7 @@ export class Qcow2Allocation implements AsyncDisposable {
       const rest = endOf(range) - at;
       const done = await native().allocateQcow2(this.session, writers, dataWriters, at, rest, cancel);
       throwIfRefused(done, this.files.file.file.path);
+      if (!done.disturbed) this.beside = done.beside;
       if (done.next <= at && !done.cancelled && !done.disturbed) throw this.shrunk(at);
       work = added(work, done, at);
       at = done.next;

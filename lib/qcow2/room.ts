@@ -42,7 +42,8 @@ function refuse({ file }: FileExtents, needed: number, space: { available: numbe
   if (needed > space.available) throw errors.noSpace(file.path, needed, space.available, space.quota);
 }
 
-async function onOneDevice({ file, data }: Qcow2Files): Promise<boolean> {
+/** Whether the tables and what they map lie on one file system. */
+export async function onOneDevice({ file, data }: Qcow2Files): Promise<boolean> {
   if (!data) return true;
   const [own, other] = await Promise.all([factsOf(file.file), factsOf(data.file)]);
   return own.dev === other.dev;

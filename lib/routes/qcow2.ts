@@ -98,6 +98,10 @@ class Qcow2Session implements RouteSession {
     return next;
   }
 
+  takesBeside(): Promise<number> {
+    return this.context.level === 'metadata' ? Promise.resolve(0) : this.allocation.takesBeside();
+  }
+
   async sync(cancel: CancelFlag): Promise<void> {
     await this.inTurn(async () => {
       await Promise.allSettled(this.filling);

@@ -64,6 +64,8 @@ export function routeOf<Context>(mechanism: Mechanism<Context>, context: Context
 export interface RouteSession extends AsyncDisposable {
   /** Gives storage to `ranges` (offset, length, offset, length, …) as far as `cancel` lets it. */
   run(ranges: Float64Array, cancel: CancelFlag): Promise<Work>;
+  /** Bytes that it takes of the same file system beside what is still to run. */
+  takesBeside?(): Promise<number>;
   /** Makes what was done durable. What is left to take for it is not taken any more after a cancel. */
   sync(cancel: CancelFlag): Promise<void>;
   /**

@@ -154,6 +154,7 @@ Napi::Value doneValue(Napi::Env env, const Done& done) {
   Napi::Object value = Napi::Object::New(env);
   setOutcome(env, value, done.outcome);
   value.Set("next", static_cast<double>(done.progress.next));
+  value.Set("beside", static_cast<double>(done.progress.beside));
   value.Set("mapped", static_cast<double>(done.progress.mapped));
   value.Set("cancelled", done.progress.cancelled);
   value.Set("reserved", done.progress.reserved);

@@ -81,6 +81,7 @@ Outcome Allocator::planNeeded(const Demand& demand) {
                             "the file would need a refcount table beyond the 8 MiB that QEMU "
                             "opens; convert the image to a larger cluster size");
   needed_.refcounts = growth.blocks + growth.table + (end - start - fresh);
+  beside_ = needed_.tables + needed_.refcounts;
   needed_.freed = growth.table == 0 ? 0 : image_.header.refcountTableClusters;
   needed_.fileEnd = std::max(image_.fileSize, bytes(end));
   needed_.area = ClusterRun{next_, end - next_};
@@ -107,6 +108,7 @@ void Allocator::planReserve(const Demand& demand) {
 Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* progress) {
   *progress = Progress{};
   progress->next = piece.offset;
+  progress->beside = bytes(beside_);
   if (failed_ || rules_ == nullptr)
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
   const Geometry& geometry = image_.geometry;
@@ -131,6 +133,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   if (!outcome.ok()) return outcome;
   failed_ = false;
   counts_.trim();
+  progress->beside = bytes(beside_);
   progress->mapped = chunk.mappedClusters() << geometry.clusterBits;
   progress->next = std::min(chunk.clusters().end() << geometry.clusterBits, geometry.virtualSize);
   return {};
@@ -148,6 +151,7 @@ Allocator::Choice Allocator::choose(Chunk* chunk) {
   }
   Layout layout(next_, data + chunk->tablesNeeded(), image_.geometry.blockEntries(), hasBlock());
   choice.area = layout.area();
+  choice.fresh = data;
   choice.blocks = layout.blocks();
   while (data > 0) {
     // Clusters that were in the file before may hold anything.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -48,6 +49,7 @@ struct Progress {
   uint64_t mapped = 0;     ///< bytes of guest clusters that were mapped
   bool cancelled = false;  ///< nothing of this piece was mapped
   bool reserved = true;    ///< false where the file system has no fallocate(2), so not all is
+  uint64_t beside = 0;     ///< bytes that tables and counts of the request are still to take
 };
 
 /// Allocates guest ranges of an image in place. The caller holds the image alone, from before
@@ -92,6 +94,7 @@ class Allocator {
     std::vector<Supply> supply;
     std::vector<ClusterRun> leaks;  ///< those in `supply` that are counted already
     ClusterRun area;
+    uint64_t fresh = 0;  ///< clusters of `area` that are for guest data
     std::vector<ClusterRun> blocks;
   };
 
@@ -123,6 +126,7 @@ class Allocator {
   Outcome measureNew(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   Outcome measureReserve(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   Outcome lower(uint64_t cluster, uint64_t by);
+  void noteBeside(uint64_t clusters) { beside_ -= std::min(beside_, clusters); }
   HasBlock hasBlock() const;
   uint64_t bytes(uint64_t clusters) const { return clusters << image_.geometry.clusterBits; }
 
@@ -135,6 +139,7 @@ class Allocator {
   Survey survey_;
   Needed needed_;
   uint64_t next_ = 0;          ///< first cluster to choose
+  uint64_t beside_ = 0;        ///< clusters that tables and counts are still to take
   uint64_t zeroFrom_ = 0;      ///< clusters from here on were beyond the end of the file
   std::vector<Part> lacking_;  ///< of tables, without blocks of their own
   size_t leak_ = 0;            ///< first leak that is left

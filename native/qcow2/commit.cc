@@ -52,6 +52,7 @@ Outcome Allocator::growTable(const Chunk& chunk) {
   if (outcome.ok()) outcome = counts_.writeBlocks();
   if (!outcome.ok()) return outcome;
   next_ = area.end();
+  noteBeside(area.count);
   failed_ = false;
   return {};
 }
@@ -92,6 +93,7 @@ Outcome Allocator::countClusters(const Choice& choice) {
   }
   if (!outcome.ok()) return outcome;
   next_ = choice.area.end();
+  noteBeside(choice.area.count - choice.fresh);
   for (const ClusterRun& used : choice.leaks) {
     ClusterRun& leak = survey_.leaks[leak_];
     leak.first += used.count;

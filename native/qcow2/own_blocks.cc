@@ -61,18 +61,18 @@ Outcome Allocator::provideTables(const CancelFlag& cancel, Progress* progress) {
   return {};
 }
 
-// Without fallocate(2), zeros are what a hole can be written with; what is not zero by now has
-// blocks.
+// Without fallocate(2), zeros are what a hole can be written with, also where the file ends within
+// its last table; what is not zero by now has blocks.
 Outcome Allocator::writeHole(Range hole) {
-  const uint64_t end = std::min(hole.end(), image_.fileSize);
   std::vector<uint8_t> content(kWritePiece);
-  for (uint64_t at = hole.offset; at < end; at += kWritePiece) {
-    const Range piece{at, std::min(kWritePiece, end - at)};
+  for (uint64_t at = hole.offset; at < hole.end(); at += kWritePiece) {
+    const Range piece{at, std::min(kWritePiece, hole.end() - at)};
     Status status = readPadded(file_, piece, content.data());
     const auto last = content.begin() + static_cast<ptrdiff_t>(piece.length);
     const bool zero = std::all_of(content.begin(), last, [](uint8_t byte) { return byte == 0; });
     if (status.ok() && zero) status = file_.writeZeros(piece);
     if (!status.ok()) return Outcome::of(status);
+    if (zero) image_.fileSize = std::max(image_.fileSize, piece.end());
   }
   return {};
 }

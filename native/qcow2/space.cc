@@ -109,13 +109,22 @@ Outcome Allocator::measureReserve(const HostFiles& files, const CancelFlag& canc
   const uint64_t then = geometry.clustersFor(needed_.fileEnd) + needed_.reserve;
   Lacking unreserved;
   Lacking later;
-  const Outcome outcome = eachFree(then, cancel, [&](ClusterRun run) {
+  Outcome outcome = eachFree(then, cancel, [&](ClusterRun run) {
     Outcome part = add(run.first, std::min(run.end(), now), &unreserved);
     // What the request itself takes is counted already.
     if (part.ok()) part = add(run.first, std::min(run.end(), needed_.area.first), &later);
     if (part.ok()) part = add(std::max(run.first, needed_.area.end()), run.end(), &later);
     return part;
   });
+  // Leaks that the request has no use for are free by then.
+  uint64_t reused = needed_.reused;
+  for (const ClusterRun& leak : survey_.leaks) {
+    if (!outcome.ok() || cancel.isSet()) break;
+    const uint64_t used = std::min(reused, leak.count);
+    reused -= used;
+    outcome = add(leak.first + used, std::min(leak.end(), now), &unreserved);
+    if (outcome.ok()) outcome = add(leak.first + used, std::min(leak.end(), then), &later);
+  }
   needs->unreserved += unreserved.holes;
   needs->later += later.holes;
   return outcome;

@@ -1,5 +1,6 @@
 /** What is promised must hold when the file system is full, and when others meddle. */
 import { chmodSync, statfsSync, statSync } from 'node:fs';
+import { open as fsOpen } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { Descriptor, READ_ONLY } from '../../lib/descriptor.js';
@@ -42,6 +43,14 @@ async function compressed(file: string, size: number): Promise<void> {
   await mustRun('rm', [raw]);
 }
 
+/** Leaves what an L1 entry leads to with counts, and without a reference. */
+async function forgetTable(file: string, index: number): Promise<void> {
+  await using handle = await fsOpen(file, 'r+');
+  const header = Buffer.alloc(48);
+  await handle.read(header, 0, header.length, 0);
+  await handle.write(Buffer.alloc(8), 0, 8, Number(header.readBigUInt64BE(40)) + 8 * index);
+}
+
 async function rewrite(file: string, size: number): Promise<void> {
   const writes = Array.from({ length: size / MiB }, (_, i) => `write -P ${1 + (i % 200)} ${i * MiB} ${MiB}`);
   await qemuIo(file, [...writes, 'flush'], ['-f', 'qcow2', '-t', 'none']);
@@ -78,6 +87,30 @@ describe.runIf(mountable)('tables', () => {
     expect(await verify(file)).toMatchObject({ satisfied: true, missing: [] });
     const [first] = await filefrag(file);
     expect(first?.offset).toBe(0);
+  });
+
+  it('get blocks where the file ends within one, without fallocate', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext3-format', size: 256 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, base, 16 * MiB);
+    await allocate(file);
+    await qemuImg('bitmap', '--add', file, 'b0');
+    expect(statSync(file).size % (64 * KiB)).toBeGreaterThan(0);
+    expect((await verify(file)).satisfied).toBe(false);
+    await keepingContent(file, () => allocate(file));
+    expect((await verify(file)).satisfied).toBe(true);
+  });
+
+  it('alone are progress too', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 256 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await compressed(file, 32 * MiB);
+    await using image = await open(file);
+    const job = image.allocate();
+    await job.result;
+    const { position, total } = job.progress();
+    expect(total).toBeGreaterThan(32 * MiB);
+    expect(position).toBe(total);
   });
 
   it('that a reflink shares get blocks of their own', { timeout: 120_000 }, async () => {
@@ -125,6 +158,34 @@ describe.runIf(mountable)('what is to be kept free', () => {
     expect(freeOf(filesystem.path)).toBeGreaterThanOrEqual(keepFree);
     expect(await check(file)).toEqual(CLEAN);
     await allocate(file, { keepFree: keepFree - 200 * MiB });
+  });
+
+  it('is kept from tables and counts too, which small clusters need many of', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 512 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, { ...base, clusterSize: 512 }, 200 * MiB);
+    const keepFree = freeOf(filesystem.path) - 201 * MiB;
+    await expect(allocate(file, { keepFree })).rejects.toMatchObject({ code: 'KEEP_FREE' });
+    expect(freeOf(filesystem.path)).toBeGreaterThanOrEqual(keepFree);
+    expect(hostBytes(file)).toBeGreaterThan(180 * MiB);
+    expect(await check(file)).toEqual(CLEAN);
+    await allocate(file, { keepFree: keepFree - 5 * MiB });
+    expect(freeOf(filesystem.path)).toBeGreaterThanOrEqual(keepFree - 5 * MiB);
+  });
+
+  it('is kept from clusters without blocks that leaked, which a reserve takes in', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 512 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const source = scratchPath('source.qcow2');
+    await compressed(source, 32 * MiB);
+    await qemuImg('resize', '-q', source, '700M');
+    await qemuIo(source, ['write -P 0 512M 128M']);
+    await forgetTable(source, 1);
+    expect(await check(source)).toMatchObject({ leaks: 128 * MiB / (64 * KiB) + 1, corruptions: 0 });
+    await mustRun('cp', ['--sparse=always', source, file]);
+    const keepFree = freeOf(filesystem.path) - 60 * MiB;
+    await expect(allocate(file, { keepFree, length: 32 * MiB })).rejects.toMatchObject({ code: 'KEEP_FREE' });
+    expect(freeOf(filesystem.path)).toBeGreaterThanOrEqual(keepFree);
   });
 
   async function apart(options = ''): Promise<{ path: string; file: string } & AsyncDisposable> {
