@@ -79,6 +79,7 @@ export class DeviceHold implements AsyncDisposable {
     work: (ranges: Float64Array, fd: number, gate: OpenGate) => Promise<Work>,
   ): Promise<Work> {
     return workUndisturbed(
+      this.device.path,
       ranges,
       async (rest) => {
         if (systemClock.now() - this.provenAt > LOOK_AGAIN_MS) void this.renew();

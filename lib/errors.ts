@@ -256,6 +256,14 @@ export const errors = {
   inUse: (path: string, by: string, remedy: string) =>
     build('IN_USE', `the image is in use by ${by}`, remedy, { path }),
 
+  openedOverAndOver: (path: string) =>
+    build(
+      'IN_USE',
+      'the image is opened over and over by others: nothing gets done between two opens',
+      'stop what looks at it that often (a monitor, for one), and run again',
+      { path },
+    ),
+
   cannotTellUsers: (path: string, why: string, raw?: RawSystemError) =>
     build(
       'IN_USE',

@@ -124,20 +124,29 @@ export function refuseUsers(path: string, users: Users, trusted: boolean): void 
   }
 }
 
+/** A monitor that looks at the image every few milliseconds must not keep a run going for ever. */
+const MOST_VAIN_ROUNDS = 100;
+
 /**
  * Does all of `ranges`, though an open of the image may stop the work on the way: then `prove` must
- * show again that nobody else writes, and the rest follows.
+ * show again that nobody else writes, and the rest follows. Throws IN_USE where opens come so fast
+ * that nothing gets done.
  */
 export async function workUndisturbed(
+  path: string,
   ranges: Float64Array,
   work: (ranges: Float64Array) => Promise<Work>,
   prove: () => Promise<void>,
 ): Promise<Work> {
   let rest = ranges;
   let total = await work(rest);
+  let vain = 0;
   for (let last = total; last.disturbed && !last.cancelled;) {
+    const done = last.allocated + last.skipped;
+    vain = done > 0 ? 0 : vain + 1;
+    if (vain > MOST_VAIN_ROUNDS) throw errors.openedOverAndOver(path);
     await prove();
-    rest = withoutFirst(rest, last.allocated + last.skipped);
+    rest = withoutFirst(rest, done);
     last = await work(rest);
     total = {
       allocated: total.allocated + last.allocated,

@@ -78,6 +78,7 @@ export class FileHold implements AsyncDisposable {
     work: (ranges: Float64Array, writers: Writers) => Promise<Work>,
   ): Promise<Work> {
     return workUndisturbed(
+      this.lock.path,
       ranges,
       (rest) => this.use((writers) => work(rest, writers)),
       () => this.renew(),

@@ -39,6 +39,7 @@ export class Qcow2Hold implements AsyncDisposable {
   /** Work on both files, redone where somebody opened one of them meanwhile. */
   run(ranges: Float64Array, work: AllocationWork): Promise<Work> {
     return workUndisturbed(
+      this.files.file.file.path,
       ranges,
       (rest) => this.file.use((writers) => this.useData(writers, rest, work)),
       async () => {

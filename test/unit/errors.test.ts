@@ -32,6 +32,7 @@ const MADE: { [Name in keyof typeof errors]: [code: string, make: (path: string)
   levelForRaw: [['USAGE', (path) => errors.levelForRaw(path, 'metadata')]],
   routeCannot: [['USAGE', (path) => errors.routeCannot('device', 'is not for a file', path)]],
   inUse: [['IN_USE', (path) => errors.inUse(path, 'qemu (pid 5)', 'stop it, or use --qmp')]],
+  openedOverAndOver: [['IN_USE', (path) => errors.openedOverAndOver(path)]],
   cannotTellUsers: [['IN_USE', (path) => errors.cannotTellUsers(path, 'fcntl answers EINVAL')]],
   noSpace: [
     ['ENOSPC', (path) => errors.noSpace(path, 300, 100, false)],
