@@ -1,9 +1,9 @@
 import { closeSync, copyFileSync, openSync, readFileSync, readSync, truncateSync, writeSync } from 'node:fs';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { mustRun, run } from '../support/processes.js';
+import { mustRun } from '../support/processes.js';
+import { createEncrypted } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
-import { waitFor } from '../support/wait.js';
 import { create } from './qcow2-cases.js';
 import { ask, buildTool, check, CLEAN, KiB, MiB, must, qemuImg, qemuIo, ZERO_ALLOCATED, DATA } from './qcow2-tool.js';
 
@@ -166,12 +166,7 @@ describe.runIf(able)('qcow2 images that must not be touched', () => {
     const file = scratchPath('image.qcow2');
     const secret = ['--object', 'secret,id=s,data=thicken'];
     const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10';
-    // qemu-img times how fast it hashes, and gives up where the kernel has counted no CPU time yet.
-    await waitFor('qemu-img to measure its CPU time', async () => {
-      const { status, stderr } = await run('qemu-img', ['create', '-q', ...secret, '-f', 'qcow2', '-o', options, file, String(4 * MiB)]);
-      if (status !== 0 && !/CPU usage/.test(stderr)) throw new Error(stderr);
-      return status === 0;
-    });
+    await createEncrypted(...secret, '-f', 'qcow2', '-o', options, file, String(4 * MiB));
     const image = ['--image-opts', `driver=qcow2,encrypt.key-secret=s,file.filename=${file}`];
     await mustRun('qemu-io', [...secret, '-c', 'write -P 7 1M 64k', ...image]);
     expect((await must(tool, 'info', file)).luks).toBeGreaterThan(0);

@@ -7,6 +7,7 @@ import { GiB } from '../storage/helpers.js';
 import { mountFilesystem } from '../support/filesystems.js';
 import { filefrag, qemuMap } from '../support/judges.js';
 import { mustRun } from '../support/processes.js';
+import { createEncrypted } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { allocate, expectTwoLevels, hostBytes, info, keepingContent, mapOf, TOOLS, verify } from './helpers.js';
@@ -167,7 +168,7 @@ describe.runIf(able)('levels', () => {
     const file = scratchPath('image.qcow2');
     const secret = ['--object', 'secret,id=s,data=abc'];
     const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10';
-    await qemuImg('create', '-q', ...secret, '-f', 'qcow2', '-o', options, file, '32M');
+    await createEncrypted(...secret, '-f', 'qcow2', '-o', options, file, '32M');
     const opened = `driver=qcow2,encrypt.key-secret=s,file.filename=${file}`;
     await mustRun('qemu-io', [...secret, '--image-opts', '-c', 'write -P 7 3M 1M', opened]);
     await allocate(file, { preallocation: 'full' });

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { AllocationResult } from '../../lib/types.js';
 import { cliJson, MiB, missing, type Refusal } from '../storage/helpers.js';
 import { mustRun, run } from '../support/processes.js';
+import { createEncrypted } from '../support/qemu-io.js';
 import { random } from '../support/patterns.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
@@ -24,7 +25,7 @@ describe.runIf(requires({ tools: ['qemu-img', 'qemu-io', 'filefrag'] })).each(CA
 
   async function makeImage(): Promise<{ path: string; copy: string }> {
     const path = scratchPath(`image.${name}`);
-    await mustRun('qemu-img', ['create', '-q', '-f', name, ...SECRET, '-o', options, path, String(SIZE)]);
+    await createEncrypted('-f', name, ...SECRET, '-o', options, path, String(SIZE));
     const writes = ['write -q -P 7 1100k 70k', 'write -q -P 9 12287k 5k'].flatMap((write) => ['-c', write]);
     await mustRun('qemu-io', [...SECRET, ...writes, '--image-opts', named(path)]);
     const copy = scratchPath('copy.raw');
@@ -62,7 +63,7 @@ describe.runIf(requires({ tools: ['qemu-img', 'qemu-io', 'filefrag'] })).each(CA
 describe.runIf(requires({ tools: ['qemu-img'] }))('a LUKS container', () => {
   it('is told how to be allocated', async () => {
     const path = scratchPath('image.luks');
-    await mustRun('qemu-img', ['create', '-q', '-f', 'luks', ...SECRET, '-o', 'key-secret=key,iter-time=10', path, '1M']);
+    await createEncrypted('-f', 'luks', ...SECRET, '-o', 'key-secret=key,iter-time=10', path, '1M');
     const outcome = await cliJson<Refusal>(['allocate', '--format', 'luks', path]);
     expect([outcome.status, outcome.document.error.code]).toEqual([1, 'UNSUPPORTED']);
     expect(outcome.document.error.message).toMatch(/--format raw/);
