@@ -1,27 +1,20 @@
-/** The private folder of a storage daemon's sockets, and what a killed thicken may leave of one. */
-import { chmod, mkdtemp, readdir, rmdir, unlink } from 'node:fs/promises';
+/** Ends what killed thickens have left of storage daemons: known by the folders of their sockets. */
+import { readdir, rmdir, unlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { QmpClient } from '../qmp/client.js';
 import { MONITOR_SOCKET, NBD_SOCKET } from './daemon-process.js';
 import { isListenedOn } from './listener.js';
-import { daemonFolderName, isAbandoned, isDaemonFolder } from './owner.js';
+import { isAbandoned, isDaemonFolder } from './owner.js';
 
 const CONNECT_MS = 2_000;
 /** A guardian that is at it already takes 5 s at most. */
 const LOOKS = 200;
 const LOOK_MS = 50;
 
-/** Only we get into it (0700); the sockets in it are made with the umask 0177. */
-export async function makeFolder(): Promise<string> {
-  const folder = await mkdtemp(join(tmpdir(), daemonFolderName()));
-  await chmod(folder, 0o700);
-  return folder;
-}
-
 /** Names only what lies in it. */
-export async function removeFolder(folder: string): Promise<void> {
+async function removeFolder(folder: string): Promise<void> {
   for (const name of [MONITOR_SOCKET, NBD_SOCKET]) {
     await unlink(join(folder, name)).catch(() => undefined);
   }

@@ -23,15 +23,18 @@ const MOMENT_MS = 2_000;
 const KILL_MS = 10_000;
 
 /**
- * The shell is the daemon's guardian: it reaps it, and then removes the folder. A child of the shell
- * waits for a line that never comes: when thicken goes (kill -9 too), its end of the socket is closed,
+ * The shell is the daemon's guardian: it makes the folder, reaps the daemon, and then removes the folder;
+ * one that thicken made itself would stay where it is killed before there is a guardian. A child of the
+ * shell waits for a line that never comes: when thicken goes (kill -9 too), its end of the socket is closed,
  * and the daemon is asked to end, after 5 s by force. No name or number is looked up: a process that
  * nobody has waited for keeps its id.
  */
 const SCRIPT = `
-umask 0177
+umask 0077
 folder=$1
 shift
+mkdir "$folder" || exit
+umask 0177
 "$@" ${GUARD_FD}<&- &
 daemon=$!
 exec ${MONITOR_FD}<&- >/dev/null 2>&1
@@ -82,10 +85,7 @@ export class DaemonProcess {
     });
   }
 
-  /**
-   * Starts it with its sockets in `folder`, which goes with it. Throws DAEMON_MISSING; then, the
-   * folder is still there.
-   */
+  /** Starts it with its sockets in `folder`, which comes and goes with it. Throws DAEMON_MISSING. */
   static async start(folder: string): Promise<DaemonProcess> {
     const program = await find(PROGRAM);
     if (program === null) throw diskErrors.noDaemon(PROGRAM);

@@ -27,9 +27,9 @@ export function detachedName(): string {
   return `${PREFIX}-detached-${randomBytes(6).toString('hex')}`;
 }
 
-const DAEMON = '-daemon-';
+const DAEMON = '-daemon';
 
-/** How the folder's name begins in which a storage daemon of ours has its sockets. */
+/** The name of the folder in which a storage daemon of ours has its sockets. */
 export function daemonFolderName(): string {
   return ownName() + DAEMON;
 }

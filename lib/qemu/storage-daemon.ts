@@ -1,13 +1,15 @@
 /** QEMU's storage daemon: the engine for disks at rest, for as long as a job lasts. */
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ThickenError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
 import type { NodeOptions } from '../qmp/commands.js';
 import { socketTransport } from '../qmp/transport.js';
-import { endAbandonedDaemons, makeFolder, removeFolder } from './daemon-folder.js';
+import { endAbandonedDaemons } from './daemon-folder.js';
 import { DaemonProcess, MONITOR_SOCKET, NBD_SOCKET } from './daemon-process.js';
 import { diskErrors } from './errors.js';
 import type { NbdServer } from './nbd-server.js';
+import { daemonFolderName } from './owner.js';
 
 const START_MS = 30_000;
 
@@ -53,11 +55,8 @@ export class StorageDaemon implements AsyncDisposable {
     { signal }: StartOptions = {},
   ): Promise<StorageDaemon> {
     await endAbandonedDaemons();
-    const folder = await makeFolder();
-    const process = await DaemonProcess.start(folder).catch(async (error: unknown) => {
-      await removeFolder(folder);
-      throw error;
-    });
+    const folder = join(tmpdir(), daemonFolderName());
+    const process = await DaemonProcess.start(folder);
     const daemon = new StorageDaemon(process, await connect(process, folder, signal), folder);
     try {
       for (const node of nodes) await daemon.addNode(node);

@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readdirSync, statSync } from 'node:fs';
+import { once } from 'node:events';
+import { mkdirSync, readdirSync, statSync, watch } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -112,6 +113,19 @@ describe.runIf(withDaemon)('a storage daemon', () => {
     const outcome: unknown = await started.catch((error: unknown) => error);
     if (outcome instanceof StorageDaemon) await outcome[Symbol.asyncDispose]();
     else expect(outcome).toMatchObject({ code: 'CANCELLED' });
+  });
+
+  it('whose user is killed the moment its folder appears leaves nothing', async () => {
+    for (let i = 0; i < 10; i++) {
+      const watcher = watch(tmpdir());
+      const appeared = once(watcher, 'change');
+      const holding = start(process.execPath, [holder]);
+      await appeared;
+      holding.kill('SIGKILL');
+      watcher.close();
+      expect((await holding.exit).signal).toBe('SIGKILL');
+      await expectNothingLeft();
+    }
   });
 
   it('that is killed explains what fails after it', async () => {
