@@ -10,9 +10,23 @@ const KiB = 2 ** 10;
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
 const size = options.quick ? GiB : 8 * GiB;
-const shapes = [
-  { name: 'large-holes', title: '24 MiB holes', data: 8 * MiB, hole: 24 * MiB },
-  { name: 'small-holes', title: '192 KiB holes', data: 64 * KiB, hole: 192 * KiB },
+const large = { name: 'large-holes', size, title: '24 MiB holes', data: 8 * MiB, hole: 24 * MiB };
+const small = { name: 'small-holes', size, title: '192 KiB holes', data: 64 * KiB, hole: 192 * KiB };
+/** A disk as large as most: reserved space is not written, so that its size costs nothing here. */
+const scattered = {
+  name: 'scattered',
+  size: options.quick ? 10 * GiB : 100 * GiB,
+  title: 'an extent every 10 MiB',
+  data: 64 * KiB,
+  hole: 10 * MiB - 64 * KiB,
+};
+/** `few-holes` has no limit: 5 ms of work are less than what any call costs once, and that is shown. */
+const fills = [
+  { level: 'falloc', shape: scattered },
+  { level: 'falloc', shape: small },
+  { level: 'falloc', shape: { ...large, name: 'few-holes' }, unlimited: true },
+  { level: 'full', shape: large },
+  { level: 'full', shape: small },
 ];
 
 const limits = {
@@ -33,50 +47,55 @@ const neverBehind = ['qemu-img convert', 'cp --sparse=never'].map((against) => (
 }));
 
 for (const type of ['ext4', 'xfs']) {
-  // Room for the file, fully allocated, and for a rival's copy of it.
-  await withFilesystem(type, 2.25 * size, async (folder) => {
-    for (const shape of shapes) {
-      for (const level of ['falloc', 'full']) await fill(type, folder, shape, level);
-    }
-  });
+  for (const what of fills) {
+    const name = `fill-${type}-${what.shape.name}-${what.level}`;
+    if (!isWanted(name)) continue;
+    // Room for the file, fully allocated, and for a rival's copy of it.
+    const room = 2.25 * what.shape.size;
+    await withFilesystem(type, room, (folder) => fill({ ...what, type, name, folder }), {
+      sparse: what.shape === scattered,
+    });
+  }
 }
 
-async function fill(type, folder, shape, level) {
-  const name = `fill-${type}-${shape.name}-${level}`;
-  if (!isWanted(name)) return;
+async function fill({ type, name, folder, shape, level, unlimited = false }) {
   const file = join(folder, 'file');
   const copy = join(folder, 'copy');
   const remake = () => {
     for (const old of [file, copy]) rmSync(old, { force: true });
     make(file, shape);
   };
-  const rivals = level === 'falloc' ? fallocRivals(file, copy) : fullRivals(file, copy, shape);
+  const rivals = level === 'falloc' ? fallocRivals(file, copy, shape) : fullRivals(file, copy, shape);
   await measure({
     name,
-    title: `${level}: filling the holes of ${size / GiB} GiB (${shape.title}), ${type}`,
+    title: `${level}: filling the holes of ${shape.size / GiB} GiB (${shape.title}), ${type}`,
     rivals: rivals.map((rival) => ({
       ...rival,
       before: remake,
-      after: () => mustBeAllocated(rival.makes ?? file),
+      after: () => mustBeAllocated(rival.makes ?? file, shape),
     })),
-    limits: [...limits[level], ...(level === 'full' ? neverBehind : [])],
+    limits: unlimited ? [] : [...limits[level], ...(level === 'full' ? neverBehind : [])],
     notes: [
       'All but the plain C loop end with the file synced: done means durable.',
       ...(level === 'full' && !worthDd(shape)
-        ? [`dd per hole is left out: it would take ${size / (shape.data + shape.hole)} processes.`]
+        ? [`dd per hole is left out: it would take ${extentsOf(shape)} processes.`]
         : []),
     ],
   });
 }
 
-function make(file, { data, hole }) {
-  const args = [size / (data + hole), data, hole].map(String);
+function make(file, shape) {
+  const args = [extentsOf(shape), shape.data, shape.hole].map(String);
   execFileSync(program('make-fragmented'), [file, ...args]);
   // What the file before this one left to be done must not be charged to the trial.
   execFileSync('sync');
 }
 
-function mustBeAllocated(file) {
+function extentsOf({ size, data, hole }) {
+  return size / (data + hole);
+}
+
+function mustBeAllocated(file, { size }) {
   const allocated = statSync(file).blocks * 512;
   if (allocated < size) throw new Error(`${file}: only ${allocated} of ${size} bytes are allocated`);
 }
@@ -91,7 +110,7 @@ function thicken(file, level) {
   ];
 }
 
-function fallocRivals(file, copy) {
+function fallocRivals(file, copy, { size }) {
   return [
     ...thicken(file, 'falloc'),
     { name: 'C loop', command: program('fill-falloc'), args: [file], reports: true, note: 'no fsync' },
@@ -128,7 +147,7 @@ function worthDd({ hole }) {
   return hole >= 8 * MiB;
 }
 
-function ddLoop({ data, hole }) {
+function ddLoop({ size, data, hole }) {
   const [step, first, count] = [data + hole, data, hole].map((bytes) => bytes / (8 * MiB));
   const dd = `dd if=/dev/zero of="$1" bs=8M seek=$at count=${count} oflag=direct conv=notrunc status=none`;
   return `at=${first}; while [ $at -lt ${size / (8 * MiB)} ]; do ${dd}; at=$((at + ${step})); done`;
