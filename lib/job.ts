@@ -293,7 +293,10 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
       format: image.format,
       preallocation: request.level,
       ...scope,
-      plan: carriedOut.steps,
+      // As a plan has it: many callers never look.
+      get plan() {
+        return carriedOut.steps;
+      },
       before: { allocated: known ? before.survey.met : null },
       after: { allocated: known ? after.met : null },
       allocated: known ? Math.max(0, after.met - before.survey.met) : this.allocated,
