@@ -105,7 +105,6 @@ function thicken(file, level) {
   const args = ['allocate', file, '--format', 'raw', '--preallocation', level, '--progress', 'none'];
   return [
     { name: 'thicken library', command: node, args: ['bench/trials/fill.mjs', file, level], reports: true },
-    { name: 'thicken library, warm', command: node, args: ['bench/trials/fill.mjs', file, level, 'warm'], reports: true },
     { name: 'thicken command line', command: node, args: ['dist/cli/main.js', ...args] },
   ];
 }
@@ -113,6 +112,12 @@ function thicken(file, level) {
 function fallocRivals(file, copy, { size }) {
   return [
     ...thicken(file, 'falloc'),
+    {
+      name: 'thicken library, warm',
+      command: process.execPath,
+      args: ['bench/trials/fill.mjs', file, 'falloc', 'warm'],
+      reports: true,
+    },
     { name: 'C loop', command: program('fill-falloc'), args: [file], reports: true, note: 'no fsync' },
     { name: 'C loop, fsync', command: program('fill-falloc'), args: [file, '--fsync'], reports: true },
     { name: 'fallocate(1)', ...synced(`fallocate -n -l ${size} "$1"`, file) },

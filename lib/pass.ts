@@ -40,6 +40,7 @@ export async function runPass(request: PassRequest, control: PassControl): Promi
   const session = await request.route.open(control.cancel);
   try {
     if (session.runWhole) return await session.runWhole(control, bytesOf(request.known ?? []));
+    if (request.known && isUnlimited(control)) await session.prepare?.(request.known, control.cancel);
     const chunks = new Chunks(request, session, control, await control.live());
     try {
       await chunks.runAll();
@@ -51,6 +52,11 @@ export async function runPass(request: PassRequest, control: PassControl): Promi
   } finally {
     await session[Symbol.asyncDispose]();
   }
+}
+
+function isUnlimited(control: PassControl): boolean {
+  const { speed, iops } = control.limits();
+  return speed === Infinity && iops === Infinity;
 }
 
 /** The first chunks beside a guest: 256 gaps took 1 ms where 100,000 held its writes up for 0.5 s. */

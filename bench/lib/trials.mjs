@@ -19,19 +19,29 @@ import { repository } from './build.mjs';
 
 /**
  * Every trial is a fresh process, and the rivals take turns, so that a noisy moment of the
- * machine hits them all alike. A first round warms caches up and is not counted.
+ * machine hits them all alike. Each round has an order of its own: a disk that has rested while a
+ * slow rival computed is faster for the one that comes next. A first round warms caches up and is
+ * not counted.
  * @param {Rival[]} rivals
  * @param {number} trials
  */
 export async function race(rivals, trials) {
   const samples = rivals.map(() => []);
   for (let round = 0; round <= trials; round++) {
-    for (const [index, rival] of rivals.entries()) {
-      const sample = await trial(rival);
+    for (const index of orderOf(round, rivals.length)) {
+      const sample = await trial(rivals[index]);
       if (round > 0) samples[index].push(sample);
     }
   }
   return rivals.map((rival, index) => summary(rival, samples[index]));
+}
+
+/** 0, 1, n-1, 2, n-2, … moved on by one a round: over n rounds each follows each (Williams' design). */
+function orderOf(round, count) {
+  return Array.from({ length: count }, (_, i) => {
+    const step = i % 2 === 1 ? (i + 1) / 2 : count - i / 2;
+    return (step + round) % count;
+  });
 }
 
 async function trial(rival) {

@@ -62,6 +62,11 @@ export function routeOf<Context>(mechanism: Mechanism<Context>, context: Context
 
 /** A route at work on one image. Disposing of it gives back all that `open` took. */
 export interface RouteSession extends AsyncDisposable {
+  /**
+   * Comes before the first chunk of a run without limits, with all of its ranges: what makes the chunks
+   * faster.
+   */
+  prepare?(ranges: Float64Array, cancel: CancelFlag): Promise<void>;
   /** Gives storage to `ranges` (offset, length, offset, length, …) as far as `cancel` lets it. */
   run(ranges: Float64Array, cancel: CancelFlag): Promise<Work>;
   /** Bytes that it takes of the same file system beside what is still to run. */

@@ -243,6 +243,27 @@ describe.runIf(runnable)('space that somebody else takes meanwhile', () => {
   );
 });
 
+describe.runIf(runnable)('a run that writes, without a limit,', () => {
+  it.each([EXT4, XFS])('has reserved all that it writes before the first write ($name)', async (storage) => {
+    await using mounted = await mountFilesystem({ ...storage, size: GiB });
+    const path = await emptyFile(mounted, storage);
+    const segments = headed(640 * MiB);
+    await makePattern(path, segments);
+    const data = await segmentsChecksum(path, segments);
+    const args = ['allocate', path, '--preallocation', 'full', '--json', '--progress', 'json'];
+    await using spawned = await startAllocation(spawnCli(args));
+    spawned.kill('SIGSTOP');
+    expect(bytesOf(await missing(path, 'falloc'))).toBe(0);
+    await fill(mounted.path);
+    spawned.kill('SIGCONT');
+    const { status, stdout, stderr } = await spawned.exit;
+    expect(status, stderr).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ verified: true, guarantee: true });
+    expect(bytesOf(await missing(path, 'full'))).toBe(0);
+    expect(await segmentsChecksum(path, segments)).toBe(data);
+  });
+});
+
 describe.runIf(runnable)('free space while others write', () => {
   it('is never taken for that of a quota', async () => {
     await using mounted = await mountFilesystem(EXT4);

@@ -169,7 +169,7 @@ describe.runIf(runnable)('a limit of requests a second', () => {
 describe.runIf(runnable)('pause', () => {
   it.each([
     { name: 'throttled', request: { preallocation: 'full', speed: 40 * MiB } as const, most: 2 * MiB },
-    { name: 'at full speed', request: { preallocation: 'full' } as const, most: 3 * 8 * MiB },
+    { name: 'at full speed', request: { preallocation: 'full' } as const, most: 4 * 8 * MiB },
   ])('stops within the chunks in flight, and resume goes on ($name)', async ({ request, most }) => {
     const path = makeSparse(scratchPath('paused.raw'), request.speed ? 96 * MiB : 3 * GiB);
     const running = await begin(path, request);
