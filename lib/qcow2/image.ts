@@ -59,9 +59,9 @@ export async function openQcow2(
 }
 
 /** Loaded only where it is needed: what lies below is opened by the caller's word alone. */
-async function openBacking(descriptor: Descriptor, { backingFormat }: OpenOptions): Promise<Backing> {
+async function openBacking(descriptor: Descriptor, options: OpenOptions): Promise<Backing> {
   const { Backing } = await import('../qemu/backing.js');
-  return Backing.open(descriptor, 'qcow2', 1, { backingFormat });
+  return Backing.open(descriptor, 'qcow2', 1, options);
 }
 
 export class Qcow2Image extends Image {
@@ -225,6 +225,7 @@ export class Qcow2Image extends Image {
     const below = !this.backing && plan.passes.some(({ route }) => route === 'populate');
     // That content comes from below is for the caller to decide, before all that our tables lack.
     const refusal = below ? errors.belowWanted(this.path) : this.needs?.refusal;
+    if (plan.passes.some(({ route }) => route !== 'qcow2')) this.backing?.checkKey();
     if (!refusal) return;
     const { use } = await fileUse(this.descriptor);
     throw use ? await fileInUse(this.descriptor, true) : refusal;
