@@ -1,17 +1,19 @@
 /** Space for what is copied from below, for its tables, and for what is given storage after it. */
 import { closeSync, openSync, readSync, statfsSync, statSync, writeSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { open } from '../../lib/index.js';
+import { open, ThickenError } from '../../lib/index.js';
 import type { AllocationRequest } from '../../lib/types.js';
-import { KiB, MiB } from '../storage/helpers.js';
+import { KiB, MiB, soak } from '../storage/helpers.js';
 import { mountFilesystem, type Filesystem } from '../support/filesystems.js';
-import { mustRun } from '../support/processes.js';
+import { random } from '../support/patterns.js';
+import { mustRun, run } from '../support/processes.js';
 import { qemuIo } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { withDaemon } from './helpers.js';
 
 const runnable = withDaemon && requires({ root: true, loop: true, tools: ['mkfs.ext4', 'fallocate', 'sync'] });
+const firstSeed = Number(process.env.THICKEN_SEED ?? 1);
 const SIZE = 96 * MiB;
 const FILESYSTEM = { type: 'ext4', size: 512 * MiB } as const;
 
@@ -20,7 +22,7 @@ async function makeBase(data: number, hole: number): Promise<string> {
   const path = scratchPath('base.raw');
   await mustRun('qemu-img', ['create', '-q', '-f', 'raw', path, String(SIZE)]);
   const writes = [];
-  for (let at = 0; at < SIZE; at += data + hole) writes.push(`write -q -P 5 ${at} ${data}`);
+  for (let at = 0; at < SIZE; at += data + hole) writes.push(`write -q -P 5 ${at} ${Math.min(data, SIZE - at)}`);
   await qemuIo(path, 'raw', ...writes);
   return path;
 }
@@ -157,6 +159,56 @@ describe.runIf(runnable)('the space for an image over another', () => {
     await leave(filesystem, needed + 64 * KiB);
     expect((await allocate(path, given.request)).verified).toBe(true);
     await mustRun('qemu-img', ['check', '-f', 'qcow2', path]);
+  });
+});
+
+/** What images go through, by a seed: writes, snapshots and their end, discards, and blocks that are reserved. */
+function anyCase(seed: number): Case {
+  const next = random(seed);
+  const pick = <T>(...all: T[]): T => all[next() % all.length]!;
+  const version2 = next() % 5 === 0;
+  const format = version2 ? 'compat=0.10' : pick('refcount_bits=16', 'refcount_bits=64', 'extended_l2=on');
+  const sizes = format === 'extended_l2=on' ? ['16k', '64k', '256k'] : ['4k', '16k', '64k', '256k', '2M'];
+  const options = [`cluster_size=${pick(...sizes)}`, format];
+  const offset = pick(0, next() % 40) * MiB;
+  const length = offset === 0 ? SIZE : (1 + (next() % 50)) * MiB;
+  const request = { preallocation: pick('metadata', 'falloc', 'full'), offset, length } as const;
+  const steps = Array.from({ length: next() % 7 }, (_, i) => stepOf(next() % 6, next() % 90, 1 + (next() % 6), i));
+  const age = async (image: string) => {
+    for (const step of steps) await step(image);
+  };
+  const base: Case['base'] = [pick(SIZE, 64 * KiB, 8 * MiB, 300 * KiB), pick(0, 64 * KiB, 8 * MiB, 100 * KiB)];
+  return { name: `seed ${seed}`, base, options, request, age };
+}
+
+function stepOf(kind: number, at: number, length: number, i: number): (image: string) => Promise<unknown> {
+  const steps = [
+    (image: string) => qemuIo(image, 'qcow2', `write -q -P 3 ${at}M ${length}M`),
+    (image: string) => qemuIo(image, 'qcow2', `discard ${at}M ${length}M`),
+    // Not where there are clusters already.
+    (image: string) => run('qemu-io', ['-f', 'qcow2', '-c', `write -q -c -P 4 ${at}M ${length}M`, image]),
+    (image: string) => mustRun('qemu-img', ['snapshot', '-c', `s${i}`, image]),
+    // The one before, if there is one.
+    (image: string) => run('qemu-img', ['snapshot', '-d', `s${i - 1}`, image]),
+    (image: string) => mustRun('fallocate', ['--keep-size', '-o', `${at}M`, '-l', `${length * 8}M`, image]),
+  ];
+  return steps[kind]!;
+}
+
+describe.runIf(runnable)('what is said to be needed', () => {
+  const cases = Array.from({ length: soak ? 100 : 8 }, (_, i) => anyCase(firstSeed + i));
+
+  it.each(cases)('is enough, whatever the image went through: $name', { timeout: 120_000 }, async (given) => {
+    const base = await makeBase(...given.base);
+    await using filesystem = await mountFilesystem(FILESYSTEM);
+    const path = await makeImage(filesystem.path, base, given);
+    await leave(filesystem, 64 * KiB);
+    const refused = await allocate(path, given.request).catch((error: unknown) => error);
+    // Its blocks may be there already.
+    if (!(refused instanceof ThickenError)) return;
+    expect(refused).toMatchObject({ code: 'ENOSPC', needed: expect.any(Number), done: { allocated: 0 } });
+    await leave(filesystem, refused.needed! + 64 * KiB);
+    expect((await allocate(path, given.request)).verified).toBe(true);
   });
 });
 
