@@ -2,7 +2,7 @@
 import { Option, type Command } from 'commander';
 import { usageError } from '../errors.js';
 import type { OpenOptions } from '../open-options.js';
-import { readSecret, type SecretSource } from '../secret.js';
+import type { SecretSource } from '../secret.js';
 import type { AllocationRequest, Preallocation, RouteName } from '../types.js';
 import { parsePercent, parseSize } from '../units.js';
 
@@ -124,6 +124,7 @@ export async function withKey<Options extends CommonOptions, T>(
   work: (options: Options) => Promise<T>,
 ): Promise<T> {
   if (options.secret === undefined) return work(options);
+  const { readSecret } = await import('../secret.js');
   const secret = await readSecret(options.secret);
   try {
     return await work({ ...options, secret });
