@@ -26,6 +26,7 @@
         "native/qcow2/bitmaps.cc",
         "native/qcow2/chunk.cc",
         "native/qcow2/commit.cc",
+        "native/qcow2/copies.cc",
         "native/qcow2/demand.cc",
         "native/qcow2/entry.cc",
         "native/qcow2/extensions.cc",

@@ -1,4 +1,5 @@
 export { open, type OpenOptions } from './open.js';
+export type { SecretSource } from './secret.js';
 export { Image } from './image.js';
 export type { GuestTarget } from './target.js';
 export { Job } from './job.js';

@@ -30,6 +30,11 @@ export interface JobImage {
   check(request: AllocationRequest, cancel?: CancelFlag): Promise<void>;
   /** Throws where a plan can't be carried out as a whole. Nothing has been changed then. */
   refuse?(plan: Plan): Promise<void>;
+  /**
+   * Bytes of new blocks of `storage`; null: what the plan's survey says. Throws ENOSPC, EDQUOT or KEEP_FREE
+   * where another file system that the plan draws on has too little.
+   */
+  takes?(plan: Plan, request: AllocationRequest): Promise<number | null>;
   route(name: RouteName, request: RouteRequest): Route;
   /** What is different of a pass, where it does not go over the image's own extents. */
   passOf?(

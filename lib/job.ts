@@ -227,7 +227,8 @@ export class Job extends EventEmitter<{ progress: [Progress] }> {
     if (!storage) return 0;
     const space = await spaceOf(storage);
     const keepFree = keepFreeBytes(this.request.keepFree, space);
-    const needed = bytesNeeded(plan.survey, storage.filesystem);
+    const taken = (await this.image.takes?.(plan, this.request)) ?? plan.survey.needed;
+    const needed = bytesNeeded({ needed: taken, pieces: plan.survey.pieces }, storage.filesystem);
     if (needed === 0) return 0;
     if (needed > space.available) {
       throw errors.noSpace(this.image.path, needed, space.available, space.quota);

@@ -125,6 +125,8 @@ export interface Qcow2Request {
   backingEnd: number;
   /** The caller writes zeros to all that has no blocks afterwards. */
   zerosFollow: boolean;
+  /** In whole clusters: what QEMU copies into the image before, where it puts that itself. */
+  copied: number;
 }
 
 export const QCOW2_LEVELS = ['metadata', 'falloc', 'full'] as const;

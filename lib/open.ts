@@ -15,7 +15,7 @@ export type { OpenOptions } from './open-options.js';
  * that a running QEMU has open. Nothing is changed or locked before `allocate`; a guest's disk gets
  * an export for its map. Throws a ThickenError: the errno's name, EISDIR, UNSUPPORTED, USAGE, RANGE,
  * CHANGED; of a qcow2 image also NOT_QCOW2, QCOW2_CORRUPT, QCOW2_OUTSIDE_FILE, QCOW2_ABSURD,
- * QCOW2_UNKNOWN_FEATURE; of an export NBD_LOST, NBD_REFUSED, NBD_TLS, NBD_TIMEOUT, NBD_PROTOCOL; of a
+ * QCOW2_UNKNOWN_FEATURE; of one over others what Chain.open throws; of an export NBD_LOST, NBD_REFUSED, NBD_TLS, NBD_TIMEOUT, NBD_PROTOCOL; of a
  * guest's disk MONITOR_BUSY, QMP_LOST, UNKNOWN_DEVICE, NBD_BUSY, and what else QmpClient throws.
  */
 export async function open(

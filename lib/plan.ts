@@ -17,6 +17,7 @@ import {
   type ExtentPage,
 } from './extent.js';
 import { KINDS, type PlanFacts, type PlanRequest } from './kinds/index.js';
+import { endOf, widen } from './range.js';
 import { RangeList } from './range-list.js';
 import type { ByteRange, MissingRange, PlanStep, Preallocation, RouteName } from './types.js';
 
@@ -31,6 +32,8 @@ export interface Survey {
   missing: number;
   /** Missing bytes that will take new host blocks: all with a route but unwritten extents. */
   needed: number;
+  /** Bytes, in whole clusters, that are copied from below as content. */
+  copied: number;
   /** Number of missing extents that have a place on the host, before any merging. */
   pieces: number;
   shared: number;
@@ -114,6 +117,9 @@ export class Planner {
   private readonly lists: (RangeList | null)[];
   private readonly byRoute = new Map<RouteName, RangeList>();
   private readonly byReason = new Map<string, RangeList>();
+  /** By state: whether it is copied as content. */
+  private readonly copies: boolean[];
+  private readonly copied = new Clusters();
   /** By state: whether an extent that does not meet the level has a place on the host. */
   private readonly placed = STATE_NAMES.map((_, state) => hostOf(state) !== null);
   private pieces = 0;
@@ -128,17 +134,19 @@ export class Planner {
     const states = [...STATE_NAMES.keys()];
     this.meets = states.map((state) => meetsLevel(state, request.level));
     this.routes = states.map((state) => routeFor(state, facts, request));
+    this.copies = states.map((state) => KINDS[facts.kind].copies?.(state, facts) ?? false);
     this.lists = this.routes.map((route) => route && listOf(this.byRoute, route));
   }
 
   add(page: ExtentPage): void {
-    const { bytes, meets, placed, lists, reasons } = this;
+    const { bytes, meets, placed, copies, lists, reasons } = this;
     const { offset, length, state, flags } = page;
     for (let i = 0; i < state.length; i++) {
       const of = state[i]!;
       bytes[of]! += length[i]!;
       if (meets[of]) continue;
       if (placed[of]) this.pieces++;
+      if (copies[of]) this.copied.add(offset[i]!, length[i]!, this.facts.cluster ?? 1);
       lists[of]?.add(offset[i]!, length[i]!);
       if (reasons) listOf(this.byReason, whyMissing(of, flags[i]!)).add(offset[i]!, length[i]!);
     }
@@ -156,6 +164,7 @@ export class Planner {
       needed:
         KINDS[facts.kind].takes?.(facts, request, bytes) ??
         sumOf((state) => routes[state] !== null && !TAKES_NOTHING.has(state)),
+      copied: this.copied.bytes,
       pieces: this.pieces,
       shared: sumOf((state) => hostOf(state) === SHARED),
       unknown: bytes[UNKNOWN]!,
@@ -221,6 +230,18 @@ export class Planner {
   private stepOf(route: RouteName, { offset, length }: ByteRange): PlanStep {
     const { facts, request } = this;
     return { route, offset, length, reason: KINDS[facts.kind].reasonFor(route, facts, request) };
+  }
+}
+
+/** What extents lie in, ascending: each cluster counts once. */
+class Clusters {
+  bytes = 0;
+  private end = 0;
+
+  add(offset: number, length: number, cluster: number): void {
+    const whole = widen({ offset, length }, cluster, Infinity);
+    this.bytes += Math.max(0, endOf(whole) - Math.max(this.end, whole.offset));
+    this.end = Math.max(this.end, endOf(whole));
   }
 }
 

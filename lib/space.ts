@@ -37,7 +37,7 @@ export async function filesystemInfo(
 }
 
 /** Bytes that the missing regions will take: their blocks, and the file system's records of them. */
-export function bytesNeeded(survey: Survey, filesystem: Filesystem): number {
+export function bytesNeeded(survey: Pick<Survey, 'needed' | 'pieces'>, filesystem: Filesystem): number {
   if (survey.needed === 0) return 0;
   const { blockSize, type, abilities } = filesystem;
   // The image's last block may be counted in part only.

@@ -8,6 +8,7 @@ import { daemonWith } from './qmp/streams.js';
 import { attachLoop } from './support/loop.js';
 import { makePattern, type Segment } from './support/patterns.js';
 import { cliMain, mustRun, repository, run, start, startQemu } from './support/processes.js';
+import { untilTimed } from './support/qemu-io.js';
 import { requires } from './support/requirements.js';
 import { scratchPath } from './support/scratch.js';
 import { waitFor } from './support/wait.js';
@@ -53,8 +54,10 @@ const SERVED = '/run/disk.sock';
 const served = every.filter((command) => command.startsWith('thicken') && command.includes(SERVED));
 const TEMPLATE = '/run/template.sock';
 const template = blocks('sh').find((block) => block.includes(TEMPLATE))?.trim().split('\n') ?? [];
+const encrypted = blocks('sh').find((block) => block.includes('passphrase'))?.trim().split('\n') ?? [];
+const rows = [...template, ...encrypted];
 const commands = every.filter(
-  (command) => ![MONITOR, SERVED].some((socket) => command.includes(socket)) && !template.includes(command),
+  (command) => ![MONITOR, SERVED].some((socket) => command.includes(socket)) && !rows.includes(command),
 );
 const withQemu = requires({ tools: ['qemu-img', 'qemu-storage-daemon'] });
 const withMachine = requires({ tools: ['qemu-img', 'qemu-system-x86_64'] });
@@ -117,6 +120,24 @@ test.runIf(requires({ tools: ['nbdkit', 'qemu-img', 'qemu-storage-daemon'] }))('
   }
   await nbd.dispose();
   const same = await run('qemu-img', ['compare', '-f', 'raw', '-F', 'qcow2', 'template.raw', 'disk.qcow2'], { cwd: folder });
+  expect(same.status, same.stderr).toBe(0);
+});
+
+/** In a row, too. */
+test.runIf(requires({ tools: ['qemu-img', 'qemu-storage-daemon'] }))('the encrypted disk', async () => {
+  const { folder, path } = await workplace();
+  await makePattern(join(folder, 'template.raw'), [{ kind: 'data', length: 8 * MIB }, { kind: 'hole', length: 8 * MIB }]);
+  writeFileSync(join(folder, 'passphrase'), 'a passphrase\n');
+  const [make, ...rest] = encrypted;
+  expect(rest).toHaveLength(3);
+  await untilTimed(() => inShell(make!, folder, path));
+  for (const command of rest) {
+    const outcome = await inShell(command, folder, path);
+    expect(outcome.status, outcome.stderr).toBe(0);
+  }
+  const image = 'driver=qcow2,encrypt.key-secret=key,file.filename=private.qcow2';
+  const compare = ['compare', '--object', 'secret,id=key,file=passphrase', '--image-opts', image, 'driver=raw,file.filename=template.raw'];
+  const same = await run('qemu-img', compare, { cwd: folder });
   expect(same.status, same.stderr).toBe(0);
 });
 

@@ -10,6 +10,7 @@ import { Descriptor, READ_ONLY } from '../descriptor.js';
 import { ThickenError } from '../errors.js';
 import { native } from '../native.js';
 import type { NbdUri } from '../nbd/uri.js';
+import type { Secret } from '../secret.js';
 import { chainErrors } from './errors.js';
 import { hasBacking, readHeader, type HeaderFacts } from './header.js';
 import { placeOf, type Place } from './name.js';
@@ -40,21 +41,27 @@ export interface Layer {
 export interface ChainOptions {
   /** The format of layers whose parent does not record it. */
   backingFormat?: string | undefined;
+  /** The key of all encrypted layers. */
+  secret?: Secret | null;
 }
 
 /** From the image itself down. */
 export class Chain implements AsyncDisposable {
-  private constructor(readonly layers: readonly Layer[]) {}
+  private constructor(
+    readonly layers: readonly Layer[],
+    /** The key of those that are encrypted, where it is known. */
+    readonly secret: Secret | null,
+  ) {}
 
   /**
    * Opens what lies below an image of a format that `hasBacking`; by the caller's word, not by a
    * probe. `file` stays the caller's. Throws BACKING_FORMAT, BACKING_REFUSED, BACKING_MISSING,
-   * BACKING_LOOP, BACKING_DEPTH, DAMAGED, UNSUPPORTED.
+   * BACKING_LOOP, BACKING_DEPTH, DAMAGED, UNSUPPORTED, and SECRET_REQUIRED for an encrypted layer below.
    */
   static async open(file: Descriptor, format: string, options: ChainOptions = {}): Promise<Chain> {
     await using opening = new Opening(file, options);
     await opening.addAll(format);
-    return new Chain(opening.keep());
+    return new Chain(opening.keep(), options.secret ?? null);
   }
 
   get top(): Layer {
@@ -110,11 +117,17 @@ class Opening implements AsyncDisposable {
       return null;
     }
     const header = await readHeader(source.file, format);
-    if (header.encrypted) throw chainErrors.unsupported(path, format, 'it is encrypted');
+    this.checkKey(header, path, format);
     layer.header = header;
     layer.virtualSize = header.virtualSize;
     if (header.dataFile !== null) layer.dataFile = await this.openDataFile(header.dataFile, path);
     return header.backing;
+  }
+
+  /** The image itself may be looked at without: what lies below it is what the daemon opens then. */
+  private checkKey({ encryption }: HeaderFacts, path: string, format: string): void {
+    if (encryption === 'aes') throw chainErrors.unsupported(path, format, 'it is encrypted in a way that QEMU has given up');
+    if (encryption === 'luks' && !this.options.secret && this.layers.length > 1) throw chainErrors.secretWanted(path);
   }
 
   private async addBelow({ name, format: recorded }: NonNullable<HeaderFacts['backing']>, above: string) {

@@ -34,6 +34,22 @@ export const chainErrors = {
       path,
     }),
 
+  secretWanted: (path: string) =>
+    build(
+      'SECRET_REQUIRED',
+      'the key of the encrypted image is not given, and its content can’t be copied without',
+      'give it by --secret file=PATH or --secret fd=N',
+      { path },
+    ),
+
+  secretWrong: (path: string, said: string, cause: unknown) =>
+    build(
+      'SECRET_WRONG',
+      `the key of --secret does not unlock the encrypted image (QEMU says: ${said})`,
+      'give the right one: its bytes count as they are, a newline at the end too; nothing has been changed',
+      { path, cause },
+    ),
+
   refused: (path: string, backing: string, why: string) =>
     build(
       'BACKING_REFUSED',

@@ -10,7 +10,7 @@ export interface HeaderFacts {
   backing: { name: string; format: string | null } | null;
   /** The name of an external data file (qcow2). */
   dataFile: string | null;
-  encrypted: boolean;
+  encryption: 'luks' | 'aes' | null;
   /** Internal snapshots. */
   snapshots: number;
 }

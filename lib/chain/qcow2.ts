@@ -30,9 +30,15 @@ export async function readQcow2(bytes: ReadBytes): Promise<HeaderFacts> {
     subclusters: hasFeature(first, version, EXTENDED_L2_BIT),
     backing: backing === null ? null : { name: backing, format: format ? textOf(format, 'the backing format') : null },
     dataFile: dataFileOf(first, version, extensions.get(DATA_FILE_NAME)),
-    encrypted: head.readUInt32BE(32) !== 0,
+    encryption: encryptionOf(head.readUInt32BE(32)),
     snapshots: head.readUInt32BE(60),
   };
+}
+
+function encryptionOf(method: number): HeaderFacts['encryption'] {
+  const known = ([null, 'aes', 'luks'] as const)[method];
+  if (known === undefined) throw new BadHeader(`it is encrypted by method ${method}`);
+  return known;
 }
 
 /** Incompatible features; version 2 has none. */

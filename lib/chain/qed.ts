@@ -20,7 +20,7 @@ export async function readQed(bytes: ReadBytes): Promise<HeaderFacts> {
     subclusters: false,
     backing: (features & HAS_BACKING) === 0n ? null : { name: await readName(bytes, head), format },
     dataFile: null,
-    encrypted: false,
+    encryption: null,
     snapshots: 0,
   };
 }

@@ -25,7 +25,7 @@ export async function readVmdk(bytes: ReadBytes): Promise<HeaderFacts> {
     // The parent is known by the content id in its descriptor: it can't be of another format.
     backing: parent ? { name: parent, format: 'vmdk' } : null,
     dataFile: null,
-    encrypted: false,
+    encryption: null,
     snapshots: 0,
   };
 }

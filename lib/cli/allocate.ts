@@ -9,6 +9,7 @@ import { formatBytes } from '../units.js';
 import {
   openOptionsOf,
   rangeOf,
+  withKey,
   type CommonOptions,
   type QemuOptions,
   type RangeOptions,
@@ -31,12 +32,12 @@ interface Options
 
 type Outcome = AllocationResult | DetachedResult | { target: string; error: ThickenError };
 
+export function allocate(paths: string[], options: Options, signal: AbortSignal): Promise<number> {
+  return withKey(options, (keyed) => allocateAll(paths, keyed, signal));
+}
+
 /** One target after the other: they may share a disk. The exit status is the highest of all. */
-export async function allocate(
-  paths: string[],
-  options: Options,
-  signal: AbortSignal,
-): Promise<number> {
+async function allocateAll(paths: string[], options: Options, signal: AbortSignal): Promise<number> {
   const targets = await targetsOf(paths, options);
   const outcomes: Outcome[] = [];
   for (const target of targets) {

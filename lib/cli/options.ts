@@ -2,6 +2,7 @@
 import { Option, type Command } from 'commander';
 import { usageError } from '../errors.js';
 import type { OpenOptions } from '../open-options.js';
+import type { SecretSource } from '../secret.js';
 import type { AllocationRequest, Preallocation, RouteName } from '../types.js';
 import { parsePercent, parseSize } from '../units.js';
 
@@ -14,6 +15,7 @@ export interface CommonOptions {
   json?: boolean;
   format?: string;
   backingFormat?: string;
+  secret?: SecretSource;
 }
 
 export interface QemuOptions {
@@ -50,8 +52,17 @@ export function addCommon(command: Command): Command {
   return addJson(
     command
       .option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe')
-      .option('--backing-format <format>', 'that of backing files, where no image records it'),
+      .option('--backing-format <format>', 'that of backing files, where no image records it')
+      .option('--secret <source>', 'the key of encrypted images: file=PATH or fd=N', parseSecret),
   );
+}
+
+function parseSecret(text: string): SecretSource {
+  const [, how, where = ''] = /^(file|fd)=(.+)$/s.exec(text) ?? [];
+  if (how === 'file') return { file: where };
+  if (how === 'fd' && /^\d{1,9}$/.test(where)) return { fd: Number(where) };
+  // What was given may be the key: it is not repeated.
+  throw usageError('--secret tells where the key is, and others see what a command line says', 'give file=PATH or fd=N');
 }
 
 function addJson(command: Command): Command {
@@ -107,10 +118,26 @@ export function rangeOf({ offset, length }: RangeOptions): RangeOptions {
   return { ...(offset !== undefined && { offset }), ...(length !== undefined && { length }) };
 }
 
-export function openOptionsOf({ format, backingFormat, nbd }: CommonOptions & QemuOptions): OpenOptions & { nbd?: string } {
+/** Options with the key itself, which a pipe gives once only; wiped when `work` has ended. */
+export async function withKey<Options extends CommonOptions, T>(
+  options: Options,
+  work: (options: Options) => Promise<T>,
+): Promise<T> {
+  if (options.secret === undefined) return work(options);
+  const { readSecret } = await import('../secret.js');
+  const secret = await readSecret(options.secret);
+  try {
+    return await work({ ...options, secret });
+  } finally {
+    secret.fill(0);
+  }
+}
+
+export function openOptionsOf({ format, backingFormat, secret, nbd }: CommonOptions & QemuOptions): OpenOptions & { nbd?: string } {
   return {
     ...(format !== undefined && { format }),
     ...(backingFormat !== undefined && { backingFormat }),
+    ...(secret !== undefined && { secret }),
     ...(nbd !== undefined && { nbd }),
   };
 }

@@ -58,7 +58,7 @@ export function printErrorLine(error: ThickenError): void {
   process.stderr.write(`${JSON.stringify({ error: errorJson(error) })}\n`);
 }
 
-const USAGE_CODES = new Set(['USAGE', 'RANGE', 'FORMAT_REQUIRED']);
+const USAGE_CODES = new Set(['USAGE', 'RANGE', 'FORMAT_REQUIRED', 'SECRET_REQUIRED']);
 
 /** The exit status that the contract gives to an error. */
 export function exitStatus(error: ThickenError): number {

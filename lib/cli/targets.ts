@@ -4,7 +4,7 @@ import type { Image } from '../image.js';
 import { open } from '../open.js';
 import type { GuestDisk } from '../qemu/disks.js';
 import { nameOf, type GuestTarget } from '../target.js';
-import { openOptionsOf, type CommonOptions, type QemuOptions } from './options.js';
+import { openOptionsOf, withKey, type CommonOptions, type QemuOptions } from './options.js';
 
 export type NamedTarget = string | GuestTarget;
 
@@ -28,7 +28,7 @@ const opened: Promise<Image>[] = [];
 export async function openNamed(path: string | undefined, options: CommonOptions & QemuOptions): Promise<Image> {
   const targets = await targetsOf(path === undefined ? [] : [path], options);
   if (targets.length > 1) throw usageError('more than one --device', 'name one');
-  const image = open(targets[0]!, openOptionsOf(options));
+  const image = withKey(options, (keyed) => open(targets[0]!, openOptionsOf(keyed)));
   opened.push(image);
   return image;
 }

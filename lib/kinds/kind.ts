@@ -22,6 +22,10 @@ export interface PlanFacts {
   takes?: number | null;
   /** Bytes that the image counts as used, and nothing uses: an earlier run was cut short. */
   leaked?: number;
+  /** Bytes of a cluster, where content from below is copied in whole ones. */
+  cluster?: number;
+  /** Whether the format can say that a cluster reads as zeros. */
+  tellsZeros?: boolean;
 }
 
 export interface PlanRequest {
@@ -65,6 +69,8 @@ export interface Kind {
     listed: (route: RouteName) => boolean,
     bytes: Float64Array,
   ): Whole[];
+  /** Whether a cluster with an extent of this state takes storage as a whole when it is copied. */
+  copies?(state: number, facts: PlanFacts): boolean;
   /** Bytes of new host blocks; null: all that is missing and has a route. `bytes`: by state. */
   takes?(facts: PlanFacts, request: PlanRequest, bytes: Float64Array): number | null;
 }

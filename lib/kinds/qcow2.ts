@@ -56,8 +56,8 @@ export const qcow2Kind: Kind = {
     ];
   },
 
-  takes({ takes }, { level }, bytes) {
-    if (takes === undefined || takes === null) return null;
-    return level === 'metadata' ? takes + bytes[BACKED_DATA]! : takes;
-  },
+  copies: (state, { tellsZeros }) =>
+    state === BACKED_DATA || (tellsZeros === false && COPIED_AS_ZEROS.includes(state)),
+
+  takes: ({ takes }) => takes ?? null,
 };

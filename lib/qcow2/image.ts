@@ -25,6 +25,7 @@ import { qcow2Errors } from './errors.js';
 import { Qcow2Extents } from './extents.js';
 import { infoOf } from './info.js';
 import { ALL_BACKED, findNeeds, NONE_BACKED, type Needs } from './needs.js';
+import { compareSpace } from './room.js';
 import { Qcow2Reader, type Qcow2Files } from './tables.js';
 
 const factsOfFile = promisify(fstat);
@@ -58,9 +59,9 @@ export async function openQcow2(
 }
 
 /** Loaded only where it is needed: what lies below is opened by the caller's word alone. */
-async function openBacking(descriptor: Descriptor, { backingFormat }: OpenOptions): Promise<Backing> {
+async function openBacking(descriptor: Descriptor, options: OpenOptions): Promise<Backing> {
   const { Backing } = await import('../qemu/backing.js');
-  return Backing.open(descriptor, 'qcow2', 1, { backingFormat });
+  return Backing.open(descriptor, 'qcow2', 1, options);
 }
 
 export class Qcow2Image extends Image {
@@ -122,6 +123,7 @@ export class Qcow2Image extends Image {
       },
       check: (request, cancel) => this.check(request, cancel),
       refuse: (plan) => this.refuse(plan),
+      takes: (plan, request) => this.takes(plan, request),
       route: (name, request) => this.route(name, request),
     };
   }
@@ -138,6 +140,8 @@ export class Qcow2Image extends Image {
       unreserved: needs?.unreserved ?? null,
       takes: needs ? (this.files.data ? needs.dataNeeds : needs.fileNeeds) : null,
       leaked: needs?.surplus ?? 0,
+      cluster: this.granularity,
+      tellsZeros: this.facts.version >= 3,
     };
   }
 
@@ -221,9 +225,22 @@ export class Qcow2Image extends Image {
     const below = !this.backing && plan.passes.some(({ route }) => route === 'populate');
     // That content comes from below is for the caller to decide, before all that our tables lack.
     const refusal = below ? errors.belowWanted(this.path) : this.needs?.refusal;
+    if (plan.passes.some(({ route }) => route !== 'qcow2')) this.backing?.checkKey();
     if (!refusal) return;
     const { use } = await fileUse(this.descriptor);
     throw use ? await fileInUse(this.descriptor, true) : refusal;
+  }
+
+  /** What is copied lies where QEMU puts it; all else follows, and takes what it would take alone. */
+  private async takes({ passes, survey }: Plan, request: AllocationRequest): Promise<number | null> {
+    if (!passes.some(({ route }) => route === 'populate')) return null;
+    const { effective: range } = scopeOf(this.forJob(), request);
+    const level = request.route === 'populate' ? 'metadata' : (request.preallocation ?? 'falloc');
+    const { files } = this;
+    const asked = { range, level, backingEnd: NONE_BACKED, copied: survey.copied };
+    const { needs } = await findNeeds(files, asked);
+    await compareSpace(files, needs, request.keepFree);
+    return files.data ? needs.dataNeeds : needs.fileNeeds;
   }
 
   private context(request: RouteRequest): Qcow2Context {

@@ -15,6 +15,8 @@ export interface NeedsRequest {
   level: Preallocation;
   /** Guest offset from which on nothing comes from a backing file. */
   backingEnd?: number;
+  /** Bytes, in whole clusters, that a storage daemon copies into the image before. */
+  copied?: number;
 }
 
 /** What a request takes, or why the image is refused. */
@@ -27,13 +29,13 @@ export interface Needs {
 export async function prepareNeeds(
   session: Qcow2Session,
   files: Qcow2Files,
-  { range, level, backingEnd = ALL_BACKED }: NeedsRequest,
+  { range, level, backingEnd = ALL_BACKED, copied = 0 }: NeedsRequest,
   cancel?: CancelFlag,
 ): Promise<Needs> {
   // `full` takes the same clusters and blocks: zeros are written to them afterwards, several at a time.
   const reached = level === 'full' ? 'falloc' : level;
   const zerosFollow = level === 'full';
-  const request = { ...range, level: QCOW2_LEVELS.indexOf(reached), backingEnd, zerosFollow };
+  const request = { ...range, level: QCOW2_LEVELS.indexOf(reached), backingEnd, zerosFollow, copied };
   const needs = await withFiles(files, (opened) => native().prepareQcow2(session, opened, request, cancel));
   const { path } = files.file.file;
   if (needs.cancelled) throw errors.cancelled(path);

@@ -1,11 +1,14 @@
 /** What an image at rest lies on, opened by the caller's word, and how the storage daemon deals with it. */
 import { Chain, type ChainOptions, type Layer } from '../chain/chain.js';
+import { chainErrors } from '../chain/errors.js';
 import type { Descriptor } from '../descriptor.js';
 import type { ExtentSource } from '../extent-source.js';
+import type { OpenOptions } from '../open-options.js';
 import { populateRoute, type GuestContext } from '../routes/populate.js';
 import { nbdRewriteRoute, nbdTouchRoute } from '../routes/nbd-touch.js';
 import type { Mechanism, Route, RouteRequest } from '../routes/route.js';
 import { streamRoute } from '../routes/stream.js';
+import { Secret } from '../secret.js';
 import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
 import { diskErrors } from './errors.js';
 import { nodeOf } from './chain-nodes.js';
@@ -17,6 +20,8 @@ const MECHANISMS: Partial<Record<RouteName, Mechanism<GuestContext>>> = {
   'nbd-write': nbdTouchRoute,
   stream: streamRoute,
 };
+
+type BackingOptions = Pick<OpenOptions, 'backingFormat' | 'secret'>;
 
 export class Backing implements AsyncDisposable {
   private readonly source: RestSource;
@@ -33,10 +38,18 @@ export class Backing implements AsyncDisposable {
   /**
    * Of an image in a format that the caller has stated; `file` stays the caller's. `first` 0: its map
    * has the image, too; 1: only what lies below, for an image whose own tables somebody else reads.
-   * Throws what Chain.open throws.
+   * Throws what Chain.open and Secret.read throw.
    */
-  static async open(file: Descriptor, format: string, first: 0 | 1, options: ChainOptions = {}): Promise<Backing> {
-    return new Backing(file, await Chain.open(file, format, options), first, options);
+  static async open(file: Descriptor, format: string, first: 0 | 1, options: BackingOptions = {}): Promise<Backing> {
+    const { backingFormat } = options;
+    const secret = options.secret === undefined ? null : await Secret.read(options.secret);
+    const wanted = { backingFormat, secret };
+    try {
+      return new Backing(file, await Chain.open(file, format, wanted), first, wanted);
+    } catch (error) {
+      secret?.[Symbol.dispose]();
+      throw error;
+    }
   }
 
   get chain(): Chain {
@@ -72,6 +85,12 @@ export class Backing implements AsyncDisposable {
   /** Ends the daemon that reads; the next look starts another one. */
   letGo(): Promise<void> {
     return this.source.letGo();
+  }
+
+  /** Throws SECRET_REQUIRED where the image itself can't be written to for want of its key. */
+  checkKey(): void {
+    const { top, secret } = this.current;
+    if (top.header?.encryption && !secret) throw chainErrors.secretWanted(top.path);
   }
 
   /** Throws RANGE or HAS_SNAPSHOTS where the request would free the image from what it lies on, and can't. */
@@ -121,5 +140,6 @@ export class Backing implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.source.letGo();
     await this.current[Symbol.asyncDispose]();
+    this.options.secret?.[Symbol.dispose]();
   }
 }

@@ -1,12 +1,14 @@
 /** A chain as the storage daemon's nodes: every file by the descriptor that we hold, every format said. */
 import process from 'node:process';
 import type { Chain, Layer } from '../chain/chain.js';
+import { chainErrors } from '../chain/errors.js';
 import { hasBacking } from '../chain/header.js';
 import { ThickenError } from '../errors.js';
 import { fileInUse, fileUse } from '../exclusive.js';
 import type { Descriptor } from '../descriptor.js';
 import type { NbdUri } from '../nbd/uri.js';
 import type { NodeOptions } from '../qmp/commands.js';
+import { printable } from '../qmp/errors.js';
 import { diskErrors } from './errors.js';
 import type { StorageDaemon } from './storage-daemon.js';
 
@@ -14,6 +16,9 @@ import type { StorageDaemon } from './storage-daemon.js';
 export function nodeOf(layer: number): string {
   return `layer${layer}`;
 }
+
+/** The id of what unlocks encrypted layers. */
+const KEY = 'key';
 
 /** A server that is gone for longer fails what waits for it. */
 const RECONNECT_SECONDS = 5;
@@ -29,6 +34,13 @@ export interface ChainAccess {
 
 /** Adds nodes from the lowest layer up, so that none looks for what lies below it by itself. */
 export async function addChain(daemon: StorageDaemon, chain: Chain, access: ChainAccess): Promise<void> {
+  const locked = chain.layers.slice(access.first).find(({ header }) => header?.encryption);
+  if (!locked) return addLayers(daemon, chain, access);
+  if (!chain.secret) throw chainErrors.secretWanted(locked.path);
+  await daemon.withSecret(KEY, chain.secret, () => addLayers(daemon, chain, access));
+}
+
+async function addLayers(daemon: StorageDaemon, chain: Chain, access: ChainAccess): Promise<void> {
   for (let i = chain.layers.length - 1; i >= access.first; i--) {
     const writable = access.write && i === 0;
     const last = i === chain.layers.length - 1;
@@ -40,9 +52,13 @@ export async function addChain(daemon: StorageDaemon, chain: Chain, access: Chai
   }
 }
 
+/** What LUKS says of a key (crypto/block-luks.c, crypto/secret_common.c). */
+const WRONG_KEY = /Invalid password|not valid UTF-8/;
+
 /** QEMU knows the file by our descriptor. */
 function explained(error: unknown, { path }: Layer, index: number): unknown {
   if (!(error instanceof ThickenError) || error.code !== 'QMP_COMMAND' || isLocked(error)) return error;
+  if (WRONG_KEY.test(error.desc ?? '')) return chainErrors.secretWrong(path, printable(error.desc ?? ''), error);
   const words = (error.desc ?? '').replace(/\/proc\/\d+\/fd\/\d+/g, path);
   return diskErrors.layerRefused(path, index, words, error);
 }
@@ -79,6 +95,7 @@ async function addLayer(
     file,
     ...common,
     ...(layer.dataFile && { 'data-file': data }),
+    ...(layer.header?.encryption && { encrypt: { format: layer.header.encryption, 'key-secret': KEY } }),
     // null: nothing, whatever the image says.
     ...(hasBacking(layer.format) && { backing: last ? null : nodeOf(index + 1) }),
   });

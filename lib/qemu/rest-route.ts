@@ -38,7 +38,9 @@ async function openSession(
   cancel: CancelFlag,
 ): Promise<RouteSession> {
   await context.letGo();
-  const engine = await RestEngine.work(context.chain(), mechanism.name === 'nbd-write');
+  const { dataFile } = context.chain().top;
+  // Copies alone take no permission to write to a data file, and ended QEMU by an assertion there (7.2).
+  const engine = await RestEngine.work(context.chain(), mechanism.name === 'nbd-write' || dataFile !== null);
   try {
     const { daemon, added } = engine;
     const place = { client: daemon.qmp, node: nodeOf(0), nbd: added.nbd, keepsZeros: true };

@@ -5,6 +5,7 @@ import { ThickenError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
 import type { NodeOptions } from '../qmp/commands.js';
 import { socketTransport } from '../qmp/transport.js';
+import type { Secret } from '../secret.js';
 import { endAbandonedDaemons } from './daemon-folder.js';
 import { DaemonProcess, MONITOR_SOCKET, NBD_SOCKET } from './daemon-process.js';
 import { diskErrors } from './errors.js';
@@ -83,6 +84,20 @@ export class StorageDaemon implements AsyncDisposable {
         // Only words tell why, and they depend on the version: the last attempt's error is told.
         if (!isRefusal(error) || i === FILE_OPTIONS.length - 1) throw error;
       }
+    }
+  }
+
+  /**
+   * Lends the daemon a key by the name `id`, while `work` opens what it unlocks: an image that is open needs
+   * it no more. It goes over the monitor's socket, which the daemon has inherited, and nowhere else.
+   */
+  async withSecret(id: string, secret: Secret, work: () => Promise<void>): Promise<void> {
+    await this.qmp.execute('object-add', { 'qom-type': 'secret', id, format: 'base64', data: secret.base64 });
+    try {
+      await work();
+    } finally {
+      // A daemon that is lost has lost it, too.
+      await this.qmp.execute('object-del', { id }).catch(() => undefined);
     }
   }
 

@@ -27,7 +27,7 @@ struct Prepared {
   uint64_t surplus = 0;  // clusters counted too high, leaks among them
 };
 
-// {offset, length, level, backingEnd, zerosFollow}
+// {offset, length, level, backingEnd, zerosFollow, copied}
 Request requestArg(const Napi::CallbackInfo& info, size_t index) {
   constexpr uint64_t kLevels = 3;
   const Napi::Object object = objectArg(info, index);
@@ -35,7 +35,7 @@ Request requestArg(const Napi::CallbackInfo& info, size_t index) {
   if (level >= kLevels) throw Napi::RangeError::New(info.Env(), "unknown level");
   return Request{Range{bytesField(object, "offset"), bytesField(object, "length")},
                  static_cast<qcow2::Level>(level), bytesField(object, "backingEnd"),
-                 object.Get("zerosFollow").ToBoolean().Value()};
+                 object.Get("zerosFollow").ToBoolean().Value(), bytesField(object, "copied")};
 }
 
 Status prepare(Qcow2Session* session, const HostFiles& files, const Request& request,

@@ -37,7 +37,8 @@ Outcome Allocator::prepare(const Request& request, const CancelFlag& cancel, boo
   zeroFrom_ = image_.geometry.clustersFor(image_.fileSize);
   // What lies in the file behind the last counted cluster is free, unless it is something unknown.
   next_ = image_.header.allKnown ? survey_.end : std::max(survey_.end, zeroFrom_);
-  outcome = planNeeded(demand);
+  outcome = planNeeded(demand, cancel);
+  *cancelled = cancel.isSet();
   failed_ = !outcome.ok();
   return outcome;
 }
@@ -56,7 +57,7 @@ Outcome Allocator::checkRequest(const Demand& demand) const {
   return {};
 }
 
-Outcome Allocator::planNeeded(const Demand& demand) {
+Outcome Allocator::planNeeded(const Demand& demand, const CancelFlag& cancel) {
   const Geometry& geometry = image_.geometry;
   uint64_t leaked = 0;
   for (const ClusterRun& run : survey_.leaks) leaked += run.count;
@@ -64,8 +65,11 @@ Outcome Allocator::planNeeded(const Demand& demand) {
   needed_.counted = survey_.counted;
   needed_.data = geometry.externalData ? 0 : demand.data;
   needed_.tables = demand.tables;
-  needed_.reused = std::min(leaked, needed_.data);
-  const uint64_t fresh = needed_.data - needed_.reused + needed_.tables;
+  Outcome outcome = planCopies(cancel);
+  if (!outcome.ok()) return outcome;
+  // To a QEMU they are in use.
+  needed_.reused = std::min(leaked, needed_.data - copiedClusters());
+  const uint64_t fresh = needed_.data - needed_.reused + needed_.tables - inside_;
   if (fresh > kMaxHostEnd >> geometry.clusterBits)
     return Outcome::refused(Code::unsupported, "the file would be larger than qcow2 can be");
   const Growth growth = planGrowth(geometry, next_, fresh, image_.refcountTable.size(), hasBlock());

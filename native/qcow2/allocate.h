@@ -99,7 +99,7 @@ class Allocator {
   };
 
   Outcome checkRequest(const Demand& demand) const;
-  Outcome planNeeded(const Demand& demand);
+  Outcome planNeeded(const Demand& demand, const CancelFlag& cancel);
   void planReserve(const Demand& demand);
   Outcome growTable(const Chunk& chunk);
   Outcome clearAutoclear();
@@ -125,6 +125,12 @@ class Allocator {
   Outcome measureMapped(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   Outcome measureNew(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   Outcome measureReserve(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
+  uint64_t copiedClusters() const;
+  uint64_t surelyIn(ClusterRun run, uint64_t left) const;
+  Outcome planCopies(const CancelFlag& cancel);
+  Outcome measureCopies(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
+  Outcome addPlaces(const HostFiles& files, ClusterRun area, const CancelFlag& cancel,
+                    Lacking* lacking) const;
   Outcome lower(uint64_t cluster, uint64_t by);
   void noteBeside(uint64_t clusters) { beside_ -= std::min(beside_, clusters); }
   HasBlock hasBlock() const;
@@ -139,6 +145,7 @@ class Allocator {
   Survey survey_;
   Needed needed_;
   uint64_t next_ = 0;          ///< first cluster to choose
+  uint64_t inside_ = 0;        ///< clusters that copies surely take of free ones in the file
   uint64_t beside_ = 0;        ///< clusters that tables and counts are still to take
   uint64_t zeroFrom_ = 0;      ///< clusters from here on were beyond the end of the file
   std::vector<Part> lacking_;  ///< of tables, without blocks of their own

@@ -19,6 +19,8 @@ struct Request {
   uint64_t backingEnd = ~0ull;
   /// The caller writes zeros to all that has no blocks afterwards.
   bool zerosFollow = false;
+  /// Bytes, in whole clusters, that a QEMU copies into the image first, where it puts them itself.
+  uint64_t copied = 0;
 };
 
 enum class Action : uint8_t {

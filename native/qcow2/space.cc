@@ -78,19 +78,16 @@ Outcome Allocator::measureNew(const HostFiles& files, const CancelFlag& cancel,
                               HostNeeds* needs) const {
   HostLookup host(files.fd, files.method);
   Lacking lacking;
-  const auto add = [&](ClusterRun run) {
-    const Range range{bytes(run.first), bytes(run.count)};
-    return Outcome::of(host.addLacking(range, range.end(), cancel, &lacking));
-  };
   Outcome outcome;
   uint64_t reused = needed_.reused;
   for (const ClusterRun& leak : survey_.leaks) {
     if (!outcome.ok() || reused == 0) break;
     const ClusterRun run{leak.first, std::min(reused, leak.count)};
-    outcome = add(run);
+    const Range range{bytes(run.first), bytes(run.count)};
+    outcome = Outcome::of(host.addLacking(range, range.end(), cancel, &lacking));
     reused -= run.count;
   }
-  if (outcome.ok()) outcome = add(needed_.area);
+  if (outcome.ok()) outcome = addPlaces(files, needed_.area, cancel, &lacking);
   needs->file += lacking.holes;
   needs->sharedFile += lacking.shared;
   return outcome;
@@ -135,7 +132,7 @@ Outcome Allocator::measureHost(const HostFiles& files, const CancelFlag& cancel,
   lacking_.clear();
   if (request_.level == Level::metadata) {
     needs->file = bytes(needed_.tables + needed_.refcounts);
-    return {};
+    return request_.copied == 0 ? Outcome{} : measureCopies(files, cancel, needs);
   }
   Outcome outcome = image_.geometry.externalData ? measureData(files, cancel, needs)
                                                  : measureMapped(files, cancel, needs);

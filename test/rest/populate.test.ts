@@ -3,6 +3,7 @@ import { mustRun } from '../support/processes.js';
 import { random } from '../support/patterns.js';
 import { qemuIo } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
+import { scratchPath } from '../support/scratch.js';
 import { hostBytes, qemuMap, type QemuExtent } from '../support/judges.js';
 import type { ImageInfo, MapEntry } from '../../lib/types.js';
 import { cliJson, KiB, MiB, type Refusal } from '../storage/helpers.js';
@@ -115,6 +116,15 @@ describe.runIf(runnable)('a qcow2 image at rest', () => {
     expect(result).toMatchObject({ verified: true });
     await expectSame(path, 'qcow2', before, below.files);
     await expectOwn(path, 'qcow2', 0, SIZE, true);
+  });
+
+  it('with its data in another file is allocated over what is below', async () => {
+    const options = ['-o', `data_file=${scratchPath('data.raw')}`];
+    const { path, below, words, before } = await makeDisk('qcow2', 'three layers', 14, options);
+    const result = await allocate(path, ...words, '--preallocation', 'falloc', '--drop-backing');
+    expect(result).toMatchObject({ verified: true });
+    await expectSame(path, 'qcow2', before, below.files);
+    await expectOwn(path, 'qcow2', 0, SIZE);
   });
 
   it('takes no storage for zeros at level metadata but their clusters', async () => {

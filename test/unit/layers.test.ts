@@ -9,7 +9,7 @@ const LAYERS = [
   ['types', 'mapped'],
   ['errors'],
   ['range', 'range-list', 'units', 'extent'],
-  ['align', 'read-ahead', 'extent-iterator'],
+  ['align', 'read-ahead', 'extent-iterator', 'secret'],
   ['nbd/abort-groups', 'nbd/errors', 'nbd/protocol', 'nbd/queue'],
   ['nbd/uri', 'nbd/inbox', 'nbd/replies'],
   ['nbd/transport', 'nbd/reply-parser', 'nbd/status-join'],
