@@ -252,8 +252,9 @@ describe.runIf(runnable)('a run that writes, without a limit,', () => {
     const data = await segmentsChecksum(path, segments);
     const args = ['allocate', path, '--preallocation', 'full', '--json', '--progress', 'json'];
     await using spawned = await startAllocation(spawnCli(args));
+    // Nothing may open the file now: that waits for who is stopped to give its lease back.
     spawned.kill('SIGSTOP');
-    expect(bytesOf(await missing(path, 'falloc'))).toBe(0);
+    expect(await hostBytes(path)).toBeGreaterThanOrEqual(640 * MiB);
     await fill(mounted.path);
     spawned.kill('SIGCONT');
     const { status, stdout, stderr } = await spawned.exit;
