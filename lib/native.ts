@@ -155,8 +155,10 @@ export interface Qcow2Needs extends Qcow2Outcome {
   sharedFile: number;
   sharedData: number;
   sharedTables: number;
-  /** New clusters that are written with zeros before they are mapped: version 2 has no flag. */
+  /** Clusters that are made zeros before the tables call them data, but for what reads as zeros. */
   stale: number;
+  /** Clusters that a snapshot shares, of which a part stays marked as zeros. */
+  mixed: number;
   /** Counted, and used by nothing. */
   surplus: number;
 }
