@@ -294,6 +294,9 @@ export interface Native {
     fileEnd: number;
     /** Bytes behind that, for clusters that a write must move. */
     reserve: number;
+    /** Clusters that QEMU has the host zero when a part is written: with storage, and without. */
+    marked: number;
+    bare: number;
   }>;
   /** Of a connected UNIX socket. At once; throws an error with an errno. `pid` is 0 where it can't be seen. */
   peerCredentials(fd: number): { pid: number; uid: number; gid: number };

@@ -93,6 +93,8 @@ Outcome Allocator::planNeeded(const Demand& demand) {
   needed_.fileEnd = std::max(image_.fileSize, bytes(end));
   needed_.area = ClusterRun{next_, end - next_};
   needed_.mixed = demand.mixed;
+  if (rules_->plain()) needed_.marked = demand.fills + demand.mixed;
+  if (rules_->plain()) needed_.bare = demand.data;
   const bool zeroes = geometry.version < 3 || rules_->plain();
   if (zeroes && geometry.externalData) needed_.stale = demand.fills + demand.data;
   if (zeroes && !geometry.externalData)
@@ -126,6 +128,17 @@ uint64_t Allocator::laterClusters() const {
   const uint64_t end = image_.geometry.clustersFor(image_.fileSize);
   const uint64_t tail = end > next_ ? end - next_ : 0;
   return tail + needed_.reserve + blocksWithin(next_, image_.geometry.blockEntries(), hasBlock());
+}
+
+uint64_t Allocator::reserveInUse() const {
+  // One write takes as many as a slice of a table has entries, of 4 KiB unless QEMU is told
+  // otherwise.
+  constexpr uint64_t kSlice = 512;
+  if (needed_.reserve == 0) return 0;
+  const Geometry& geometry = image_.geometry;
+  const uint64_t passedOver = std::min(kSlice, geometry.tableEntries());
+  const uint64_t table = needed_.freed == 0 ? 0 : geometry.blockEntries() + 2 * needed_.refcounts;
+  return needed_.reserve + 2 + needed_.blocks * (1 + passedOver) + table;
 }
 
 Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* progress) {

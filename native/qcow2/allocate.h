@@ -27,6 +27,8 @@ struct Needed {
   uint64_t counted = 0;    ///< clusters in use before, leaks included
   uint64_t stale = 0;      ///< clusters that get zeros before they are mapped, but for holes
   uint64_t mixed = 0;      ///< shared clusters in which some subclusters stay marked as zeros
+  uint64_t marked = 0;     ///< all with storage that are marked as zeros, and need not be
+  uint64_t bare = 0;       ///< those without, which QEMU zeroes on the host at the first write
   uint64_t fileEnd = 0;    ///< bytes: where the file ends afterwards, without the reserve
   ClusterRun area;         ///< all new clusters lie in it
 
@@ -75,6 +77,9 @@ class Allocator {
   /// Compares what is needed with what the files hold already; after prepare(). Reads only.
   /// finish() gives blocks to those tables only that this found without.
   Outcome measureHost(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs);
+  /// Clusters that QEMU takes for what it needs later where the image is its own, so that nobody
+  /// makes refcount blocks ahead.
+  uint64_t reserveInUse() const;
   const Survey& survey() const { return survey_; }
   const Image& image() const { return image_; }
 

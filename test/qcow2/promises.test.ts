@@ -13,6 +13,7 @@ import type { Verdict } from '../../lib/types.js';
 import { create } from '../native/qcow2-cases.js';
 import { check, CLEAN, GiB, KiB, MiB, qemuImg, qemuIo } from '../native/qcow2-tool.js';
 import { mountFilesystem } from '../support/filesystems.js';
+import { createEncrypted } from '../support/qemu-io.js';
 import { filefrag } from '../support/judges.js';
 import { cliMain, mustRun, run } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
@@ -155,9 +156,9 @@ describe.runIf(mountable)('tables', () => {
 });
 
 /** Writes to a part of each cluster, in a falling order. QEMU fills in what is around it. */
-async function touch(file: string, size: number, clusterSize = 64 * KiB): Promise<void> {
-  const starts = Array.from({ length: size / clusterSize }, (_, i) => size - (i + 1) * clusterSize);
-  const writes = starts.map((start) => `write -P 9 ${start + 4 * KiB} ${4 * KiB}`);
+async function touch(file: string, size: number, length = 4 * KiB): Promise<void> {
+  const starts = Array.from({ length: size / (64 * KiB) }, (_, i) => size - (i + 1) * 64 * KiB);
+  const writes = starts.map((start) => `write -P 9 ${start + 5 * length} ${length}`);
   await qemuIo(file, [...writes, 'flush'], ['-f', 'qcow2', '-t', 'none']);
   expect(await check(file)).toEqual(CLEAN);
 }
@@ -206,7 +207,7 @@ describe.runIf(mountable)('clusters that are marked as zeros, and have storage',
     await qemuIo(file, Array.from({ length: 256 }, (_, i) => `write -P 5 ${i * 64 * KiB} 2K`));
     await promised(file);
     await fill(filesystem.path);
-    await touch(file, size);
+    await touch(file, size, KiB);
   });
 
   it.each([
@@ -225,6 +226,22 @@ describe.runIf(mountable)('clusters that are marked as zeros, and have storage',
     await fill(filesystem.path);
     await touch(file, size);
     await qemuIo(file, ['read -P 0 0 4k', 'read -P 3 1M 4k', `read -P 0 ${size - 4 * KiB} 4k`], ['-f', 'qcow2']);
+  });
+
+  // QEMU writes the ciphertext of zeros around a write, and zeroes nothing.
+  it('stay so in an encrypted image, and take the write all the same', { timeout: 60_000 }, async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', size: 384 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const secret = ['--object', 'secret,id=s,data=abc'];
+    const opened = `driver=qcow2,encrypt.key-secret=s,file.filename=${file}`;
+    const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10';
+    await createEncrypted(...secret, '-f', 'qcow2', '-o', options, file, String(size));
+    await mustRun('qemu-io', [...secret, '--image-opts', ...zeros.flatMap((one) => ['-c', one]), opened]);
+    expect(await allocate(file)).toMatchObject({ guarantee: true });
+    await fill(filesystem.path);
+    const writes = Array.from({ length: size / (64 * KiB) }, (_, i) => ['-c', `write -P 9 ${i * 64 * KiB + 4 * KiB} 4k`]);
+    const output = await mustRun('qemu-io', [...secret, '--image-opts', ...writes.flat(), opened]);
+    expect(output).not.toMatch(/failed|error/i);
   });
 
   it('have no promise where a snapshot has data beside them', async () => {
