@@ -74,8 +74,8 @@ Outcome Allocator::planNeeded(const Demand& demand) {
   const uint64_t fresh = needed_.data - needed_.reused + needed_.tables;
   if (fresh > kMaxHostEnd >> geometry.clusterBits)
     return Outcome::refused(Code::unsupported, "the file would be larger than qcow2 can be");
-  const Growth growth = planGrowth(geometry, next_, fresh + laterClusters(),
-                                   image_.refcountTable.size(), hasBlock());
+  const Growth growth =
+      planGrowth(geometry, next_, fresh + laterClusters(), image_.refcountTable.size(), hasBlock());
   const uint64_t start = next_ + growth.blocks + growth.table;
   const auto hasThen = [this, start](uint64_t index) {
     const uint64_t entries = image_.geometry.blockEntries();
@@ -262,8 +262,7 @@ Outcome Allocator::provide(Chunk* chunk, const Choice& choice, const CancelFlag&
   if (outcome.ok() && !metadata) outcome = provideMapped(chunk, progress);
   const bool full = request_.level == Level::full;
   if (outcome.ok()) outcome = fillZeros(chunk->zeroRanges(), full, cancel, progress);
-  if (hasReserved || !outcome.ok() || progress->cancelled || full ||
-      request_.zerosFollow)
+  if (hasReserved || !outcome.ok() || progress->cancelled || full || request_.zerosFollow)
     return outcome;
   // Without fallocate(2), new clusters get their blocks by being written.
   std::vector<Range> fresh;

@@ -48,8 +48,7 @@ Decision Rules::decide(Entry entry, uint64_t guestCluster) const {
   const bool backed = guestCluster < backedClusters_;
   if (geometry_.extended) return decideSubclusters(entry, host, backed);
   const bool moves = host && !geometry_.externalData && !entry.isCopied();
-  if (host && entry.isZero() && plain_)
-    return Decision{moves ? Action::map : Action::fill, false};
+  if (host && entry.isZero() && plain_) return Decision{moves ? Action::map : Action::fill, false};
   if (host) return Decision{Action::keep, moves};
   if (entry.isZero()) return Decision{Action::map, false};
   return decideAbsent(guestCluster);

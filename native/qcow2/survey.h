@@ -26,9 +26,9 @@ struct Survey {
   std::vector<ClusterRun> tables;  ///< all that are no guest data; ascending, a few may be more
   /// Those with compressed data of the active image, likewise.
   std::vector<ClusterRun> packed;
-  uint64_t leaked = 0;             ///< clusters that lists had no room for
-  uint64_t counted = 0;            ///< clusters with a count
-  uint64_t end = 0;                ///< behind the last cluster with a count
+  uint64_t leaked = 0;   ///< clusters that lists had no room for
+  uint64_t counted = 0;  ///< clusters with a count
+  uint64_t end = 0;      ///< behind the last cluster with a count
   bool cancelled = false;
 };
 
