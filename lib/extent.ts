@@ -139,9 +139,10 @@ export function meetsLevel(state: number, level: Preallocation): boolean {
   return level !== 'full' && (state === UNWRITTEN || ALONE.has(state));
 }
 
-function mappedMeets({ mapped }: GuestSide, state: number, level: Preallocation): boolean {
+function mappedMeets({ mapped, marked }: GuestSide, state: number, level: Preallocation): boolean {
   if (!mapped) return false;
   if (level === 'metadata' || state === COMPRESSED) return true;
+  if (marked) return false;
   const host = hostSide(state);
   return host === WRITTEN || (host === UNWRITTEN && level === 'falloc');
 }
@@ -150,6 +151,7 @@ function mappedMeets({ mapped }: GuestSide, state: number, level: Preallocation)
 export function whyMissing(state: number, flags: number): string {
   const guest = guestSide(state);
   if (guest && !guest.mapped) return guest.why;
+  if (guest?.marked && [UNWRITTEN, WRITTEN].includes(hostSide(state)!)) return guest.why;
   switch (hostSide(state) ?? state) {
     case HOLE:
       return guest ? 'hole: mapped, with no host blocks behind it' : 'hole: no host blocks';

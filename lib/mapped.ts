@@ -13,12 +13,22 @@ export interface GuestSide {
   mapped: boolean;
   /** Whether a later write needs another cluster for it: compressed, or a snapshot has it too. */
   moves: boolean;
-  /** Why it is missing, where the image does not map it. */
+  /**
+   * Whether it has storage, but is marked as zeros: a write to a part of it has QEMU zero the rest by
+   * fallocate(2), for which the file system may want new blocks.
+   */
+  marked: boolean;
+  /** Why it is missing, where the image does not map it, or marks it. */
   why: string;
 }
 
-const MAPPED = { present: true, zero: false, data: true, mapped: true, moves: false, why: '' };
+const MAPPED = { present: true, zero: false, data: true, mapped: true, moves: false, marked: false, why: '' };
 const ZEROS = { ...MAPPED, zero: true, data: false };
+const MARKED = {
+  ...ZEROS,
+  marked: true,
+  why: 'zeros: the image says so of a cluster that it has, and a write to a part may need new host blocks',
+};
 const NOTHING = { ...ZEROS, present: false, mapped: false };
 
 /** Without a place on the host. */
@@ -37,10 +47,13 @@ const ALONE: GuestSide[] = [
 /** With one, and so with each of the host's states. */
 const PLACED: GuestSide[] = [
   { ...MAPPED, name: 'data' },
-  { ...ZEROS, name: 'zeros' },
+  { ...MARKED, name: 'zeros' },
   { ...NOTHING, name: 'part', why: 'part: the image maps its cluster, but not this part of it' },
   { ...MAPPED, moves: true, name: 'snapshot data' },
-  { ...ZEROS, moves: true, name: 'snapshot zeros' },
+  { ...MARKED, moves: true, name: 'snapshot zeros' },
+  // Of encrypted images, or beside data in a cluster that a snapshot has too.
+  { ...ZEROS, name: 'kept zeros' },
+  { ...ZEROS, moves: true, name: 'snapshot kept zeros' },
 ];
 
 /** States of extents begin here that both sides are known of. */

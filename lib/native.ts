@@ -157,8 +157,10 @@ export interface Qcow2Needs extends Qcow2Outcome {
   sharedFile: number;
   sharedData: number;
   sharedTables: number;
-  /** New clusters that are written with zeros before they are mapped: version 2 has no flag. */
+  /** Clusters that are made zeros before the tables call them data, but for what reads as zeros. */
   stale: number;
+  /** Clusters that a snapshot shares, of which a part stays marked as zeros. */
+  mixed: number;
   /** Counted, and used by nothing. */
   surplus: number;
 }
@@ -294,6 +296,9 @@ export interface Native {
     fileEnd: number;
     /** Bytes behind that, for clusters that a write must move. */
     reserve: number;
+    /** Clusters that QEMU has the host zero when a part is written: with storage, and without. */
+    marked: number;
+    bare: number;
   }>;
   /** Of a connected UNIX socket. At once; throws an error with an errno. `pid` is 0 where it can't be seen. */
   peerCredentials(fd: number): { pid: number; uid: number; gid: number };

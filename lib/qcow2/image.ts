@@ -152,10 +152,13 @@ export class Qcow2Image extends Image {
     if (refusal && refusal.code !== 'NEEDS_POPULATE') return refusal.message;
     const { fallocate, unshare } = file.filesystem.abilities;
     if (needs && needs.reserve > 0 && !fallocate) {
-      return 'this file system can’t reserve blocks for clusters that a write must move';
+      return 'this file system can’t reserve blocks for what QEMU takes anew: clusters that a write must move, and bitmaps';
     }
     if (needs && needs.sharedTables > 0 && !unshare) {
       return 'its tables share blocks with another file, which this file system can’t unshare';
+    }
+    if (needs && needs.mixed > 0) {
+      return 'clusters that a snapshot shares are marked as zeros in part: a write may need new host blocks';
     }
     if (this.facts.externalData && !data) return 'its data lies in another file, which is not opened';
     return file.filesystem.noGuarantee ?? data?.filesystem.noGuarantee ?? null;
@@ -245,7 +248,8 @@ export class Qcow2Image extends Image {
 
   private context(request: RouteRequest): Qcow2Context {
     const { descriptor, files, size, granularity } = this;
-    return { ...request, image: descriptor, files, size, granularity };
+    const writesZeros = (this.needs?.needs.stale ?? 0) > 0;
+    return { ...request, image: descriptor, files, size, granularity, writesZeros };
   }
 
   async info(): Promise<ImageInfo> {

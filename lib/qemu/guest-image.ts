@@ -15,7 +15,6 @@ import { streamRoute } from '../routes/stream.js';
 import { nameOf, type GuestTarget } from '../target.js';
 import type {
   AllocationRequest,
-  ByteRange,
   DetachedResult,
   ImageInfo,
   RouteName,
@@ -23,7 +22,7 @@ import type {
 import { findDisk, type GuestDisk } from './disks.js';
 import { diskErrors } from './errors.js';
 import { openHostFile } from './host-file.js';
-import { HostReserve } from './host-reserve.js';
+import { HostReserve, type Reserve } from './host-reserve.js';
 import { checkThreads } from './iothread.js';
 import { NbdExtents } from './nbd-extents.js';
 import { NodeExport } from './node-export.js';
@@ -95,7 +94,7 @@ class GuestImage extends Image {
   readonly formatBy = 'option';
   private readonly source: NbdExtents;
   /** What the container may grow to, and the bytes of it that lack host blocks; as last looked at. */
-  private reserve: { range: ByteRange; missing: number } | null = null;
+  private reserve: (Reserve & { missing: number }) | null = null;
 
   constructor(
     private readonly client: QmpClient,
@@ -165,7 +164,9 @@ class GuestImage extends Image {
   private whyNoGuarantee(): string | null {
     if (!this.host) return this.blind;
     if (!this.reserve) return 'its tables can’t be made out while the guest runs';
-    return this.host.filesystem.noGuarantee;
+    const { noGuarantee, type } = this.host.filesystem;
+    if (noGuarantee || !this.reserve.zeroes) return noGuarantee;
+    return `where clusters are zeros, QEMU zeroes what is around a write, for which ${type} may need new blocks`;
   }
 
   private findWarnings(): string[] {
@@ -177,8 +178,8 @@ class GuestImage extends Image {
   private async lookAtHost(): Promise<void> {
     if (!this.host) return;
     await this.added.nbd.flush();
-    const range = await this.host.range();
-    this.reserve = range && { range, missing: await this.host.missing(range) };
+    const found = await this.host.find();
+    this.reserve = found && { ...found, missing: await this.host.missing(found.range) };
   }
 
   private context(request: RouteRequest): GuestContext {

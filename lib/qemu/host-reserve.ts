@@ -12,6 +12,15 @@ import { routeOf, type RouteRequest } from '../routes/route.js';
 /** The tables are read while QEMU may be changing them. */
 const TRIES = 5;
 
+/** Zeroed by fallocate(2), blocks that are there are given back, and new ones taken (Linux 6.18). */
+const REPLACING = new Set(['xfs', 'btrfs']);
+
+export interface Reserve {
+  range: ByteRange;
+  /** Whether writes to parts of clusters may take blocks of the file system beside it. */
+  zeroes: boolean;
+}
+
 /**
  * The container of a qcow2 image in use. What it may grow to is read from its tables; a snapshot
  * taken later can outgrow that, so that it is computed anew whenever it is asked for.
@@ -44,10 +53,12 @@ export class HostReserve {
    * mapped, and each that a write must move (compressed, or shared with a snapshot) once more. null
    * where the tables can't be made out.
    */
-  async range(): Promise<ByteRange | null> {
+  async find(): Promise<Reserve | null> {
     for (let i = 0; i < TRIES; i++) {
-      const { code, fileEnd, reserve } = await this.file.use((fd) => native().measureQcow2(fd));
-      if (code === 'OK') return { offset: 0, length: fileEnd + reserve };
+      const { code, fileEnd, reserve, marked, bare } = await this.file.use((fd) => native().measureQcow2(fd));
+      if (code !== 'OK') continue;
+      const zeroes = marked > 0 || (bare > 0 && REPLACING.has(this.filesystem.type));
+      return { range: { offset: 0, length: fileEnd + reserve }, zeroes };
     }
     return null;
   }

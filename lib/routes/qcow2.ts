@@ -18,6 +18,8 @@ export interface Qcow2Context extends RouteRequest {
   /** Bytes of the virtual disk, and of a cluster. */
   size: number;
   granularity: number;
+  /** Whether some clusters are made zeros before they are mapped. */
+  writesZeros: boolean;
 }
 
 /**
@@ -29,7 +31,7 @@ const AHEAD = 2 * GIB;
 
 /** Where nothing is written but tables, a chunk is as large as its file system call may last. */
 const TABLES_ONLY = { chunk: { bytes: 64 * GIB, ranges: 65_536 }, depth: 1 };
-/** Without fallocate(2), the clusters get their blocks by being written. */
+/** Without fallocate(2), clusters get their blocks by being written; what may hold old bytes gets zeros. */
 const WRITTEN = { chunk: { bytes: 64 * MIB, ranges: 1024 }, depth: 1 };
 
 class Qcow2Session implements RouteSession {
@@ -120,7 +122,8 @@ class Qcow2Session implements RouteSession {
 
 export function qcow2Route(context: Qcow2Context): Route {
   const { fallocate } = context.files.file.filesystem.abilities;
-  const cut = context.level === 'full' ? ZERO_CHUNK : fallocate ? TABLES_ONLY : WRITTEN;
+  const tablesOnly = fallocate && !context.writesZeros;
+  const cut = context.level === 'full' ? ZERO_CHUNK : tablesOnly ? TABLES_ONLY : WRITTEN;
   return {
     name: 'qcow2',
     ...cut,

@@ -134,6 +134,7 @@ struct Measured {
   Outcome outcome;
   uint64_t clusterSize = 0;
   Needed needed;
+  uint64_t reserve = 0;
 };
 
 Status measure(int fd, const CancelFlag& cancel, Measured* measured) {
@@ -150,6 +151,7 @@ Status measure(int fd, const CancelFlag& cancel, Measured* measured) {
   bool cancelled = false;
   measured->outcome = allocator.prepare(request, cancel, &cancelled);
   measured->needed = allocator.needed();
+  measured->reserve = allocator.reserveInUse();
   return statusOf(measured->outcome);
 }
 
@@ -161,7 +163,9 @@ Napi::Value measuredValue(Napi::Env env, const Measured& measured) {
   setOutcome(env, value, measured.outcome);
   set("clusterSize", measured.clusterSize);
   set("fileEnd", measured.needed.fileEnd);
-  set("reserve", measured.needed.reserve * measured.clusterSize);
+  set("reserve", measured.reserve * measured.clusterSize);
+  set("marked", measured.needed.marked * measured.clusterSize);
+  set("bare", measured.needed.bare * measured.clusterSize);
   return value;
 }
 

@@ -22,6 +22,7 @@ struct Prepared {
   Outcome outcome;
   bool cancelled = false;
   uint64_t clusterSize = 0;
+  bool external = false;
   qcow2::Needed needed;
   HostNeeds host;
   uint64_t surplus = 0;  // clusters counted too high, leaks among them
@@ -48,6 +49,7 @@ Status prepare(Qcow2Session* session, const HostFiles& files, const Request& req
   prepared->outcome = qcow2::openImage(session->file, &image);
   if (!prepared->outcome.ok()) return statusOf(prepared->outcome);
   prepared->clusterSize = image.geometry.clusterSize();
+  prepared->external = image.geometry.externalData;
   qcow2::Io* data = files.dataFd < 0 ? nullptr : &session->data;
   session->allocator = std::make_unique<Allocator>(session->file, data, std::move(image));
   Allocator& allocator = *session->allocator;
@@ -74,8 +76,10 @@ Napi::Value preparedValue(Napi::Env env, const Prepared& prepared) {
   set("refcounts", needed.refcounts * prepared.clusterSize);
   set("counted", needed.counted * prepared.clusterSize);
   set("freed", needed.freed * prepared.clusterSize);
-  set("reserve", needed.reserve * prepared.clusterSize);
-  set("stale", needed.stale * prepared.clusterSize);
+  set("reserve", (needed.reserve + needed.blocks) * prepared.clusterSize);
+  set("mixed", needed.mixed * prepared.clusterSize);
+  const uint64_t stale = needed.stale * prepared.clusterSize;
+  set("stale", prepared.external ? std::min(stale, prepared.host.heldData) : stale);
   set("fileEnd", needed.fileEnd);
   set("fileNeeds", prepared.host.file);
   set("dataNeeds", prepared.host.data);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "references.h"
+
 namespace thicken::qcow2 {
 namespace {
 
@@ -22,6 +24,7 @@ Outcome Allocator::prepare(const Request& request, const CancelFlag& cancel, boo
   *cancelled = false;
   request_ = request;
   rules_ = std::make_unique<Rules>(image_, request_);
+  needed_ = Needed{};
   counts_.reset();
   leak_ = 0;
   grown_ = false;
@@ -31,6 +34,10 @@ Outcome Allocator::prepare(const Request& request, const CancelFlag& cancel, boo
   Demand demand;
   if (outcome.ok() && !survey_.cancelled)
     outcome = measureDemand(file_, image_, *rules_, &counts_, cancel, &demand);
+  uint64_t bitmaps = 0;
+  if (outcome.ok()) outcome = measureBitmaps(file_, image_, &bitmaps);
+  if (request_.level != Level::metadata && rules_->clusters().count > 0)
+    needed_.reserve = demand.moving + bitmaps;
   *cancelled = survey_.cancelled || demand.cancelled;
   if (outcome.ok() && !*cancelled) outcome = checkRequest(demand);
   if (!outcome.ok() || *cancelled) return outcome;
@@ -61,7 +68,6 @@ Outcome Allocator::planNeeded(const Demand& demand, const CancelFlag& cancel) {
   const Geometry& geometry = image_.geometry;
   uint64_t leaked = 0;
   for (const ClusterRun& run : survey_.leaks) leaked += run.count;
-  needed_ = Needed{};
   needed_.counted = survey_.counted;
   needed_.data = geometry.externalData ? 0 : demand.data;
   needed_.tables = demand.tables;
@@ -72,7 +78,8 @@ Outcome Allocator::planNeeded(const Demand& demand, const CancelFlag& cancel) {
   const uint64_t fresh = needed_.data - needed_.reused + needed_.tables - inside_;
   if (fresh > kMaxHostEnd >> geometry.clusterBits)
     return Outcome::refused(Code::unsupported, "the file would be larger than qcow2 can be");
-  const Growth growth = planGrowth(geometry, next_, fresh, image_.refcountTable.size(), hasBlock());
+  const Growth growth =
+      planGrowth(geometry, next_, fresh + laterClusters(), image_.refcountTable.size(), hasBlock());
   const uint64_t start = next_ + growth.blocks + growth.table;
   const auto hasThen = [this, start](uint64_t index) {
     const uint64_t entries = image_.geometry.blockEntries();
@@ -89,24 +96,53 @@ Outcome Allocator::planNeeded(const Demand& demand, const CancelFlag& cancel) {
   needed_.freed = growth.table == 0 ? 0 : image_.header.refcountTableClusters;
   needed_.fileEnd = std::max(image_.fileSize, bytes(end));
   needed_.area = ClusterRun{next_, end - next_};
-  if (geometry.version < 3 && !geometry.externalData)
-    needed_.stale = needed_.reused + std::min(zeroFrom_, end) - std::min(zeroFrom_, next_);
-  planReserve(demand);
+  needed_.mixed = demand.mixed;
+  if (rules_->plain()) needed_.marked = demand.fills + demand.mixed;
+  if (rules_->plain()) needed_.bare = demand.data;
+  const bool zeroes = geometry.version < 3 || rules_->plain();
+  if (zeroes && geometry.externalData) needed_.stale = demand.fills + demand.data;
+  if (zeroes && !geometry.externalData)
+    needed_.stale =
+        demand.fills + needed_.reused + std::min(zeroFrom_, end) - std::min(zeroFrom_, next_);
+  planBlocks();
   return {};
 }
 
-// An upper bound: QEMU makes a table half as large again when it grows one.
-void Allocator::planReserve(const Demand& demand) {
-  if (request_.level == Level::metadata || demand.moving == 0) return;
+// With a block for each count, QEMU takes no more clusters than it needs. Where one is missing, it
+// passes over what it has found by then, as much as one write takes, and a table that is outgrown
+// goes far behind the end (alloc_refcount_block, 7.2).
+void Allocator::planBlocks() {
+  if (needed_.reserve == 0) return;
   const uint64_t entries = image_.geometry.blockEntries();
   const uint64_t end = image_.geometry.clustersFor(needed_.fileEnd);
-  const uint64_t blocks = demand.moving / entries + 2;
-  const uint64_t covered = (end + demand.moving + blocks) / entries + 1;
+  const ClusterRun area = needed_.area;
+  const auto hasThen = [this, entries, area](uint64_t index) {
+    const bool inArea =
+        area.count > 0 && index >= area.first / entries && index <= (area.end() - 1) / entries;
+    return inArea || counts_.hasBlock(index);
+  };
+  needed_.blocks = blocksWithin(end + needed_.reserve, entries, hasThen);
   const uint64_t used = survey_.counted + needed_.total() - needed_.freed;
   needed_.free = end > used ? end - used : 0;
-  needed_.reserve = demand.moving + blocks;
-  if (covered > image_.refcountTable.size())
-    needed_.reserve += 2 * image_.geometry.clustersFor(covered * 8) + 2;
+}
+
+// What the refcount table is to have room for besides the request.
+uint64_t Allocator::laterClusters() const {
+  if (needed_.reserve == 0) return 0;
+  const uint64_t end = image_.geometry.clustersFor(image_.fileSize);
+  const uint64_t tail = end > next_ ? end - next_ : 0;
+  return tail + needed_.reserve + blocksWithin(next_, image_.geometry.blockEntries(), hasBlock());
+}
+
+uint64_t Allocator::reserveInUse() const {
+  // One write takes as many as a slice of a table has entries, of 4 KiB unless QEMU is told
+  // otherwise.
+  constexpr uint64_t kSlice = 512;
+  if (needed_.reserve == 0) return 0;
+  const Geometry& geometry = image_.geometry;
+  const uint64_t passedOver = std::min(kSlice, geometry.tableEntries());
+  const uint64_t table = needed_.freed == 0 ? 0 : geometry.blockEntries() + 2 * needed_.refcounts;
+  return needed_.reserve + 2 + needed_.blocks * (1 + passedOver) + table;
 }
 
 Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* progress) {
@@ -127,7 +163,8 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   Outcome outcome = chunk.load(file_, clusters, &counts_);
   const bool writes = chunk.hasChanges() || !chunk.zeroRanges().empty();
   if (outcome.ok() && writes) outcome = clearAutoclear();
-  if (outcome.ok() && chunk.hasChanges()) outcome = growTable(chunk);
+  if (outcome.ok() && chunk.hasChanges())
+    outcome = growTable(chunk.dataNeeded() + chunk.tablesNeeded());
   if (!outcome.ok()) return outcome;
   const Choice choice = choose(&chunk);
   outcome = provide(&chunk, choice, cancel, progress);
@@ -167,7 +204,7 @@ Allocator::Choice Allocator::choose(Chunk* chunk) {
   }
   for (ChunkTable& table : chunk->tables())
     if (table.changed) table.place = table.owned ? table.oldCluster : layout.take(1).first;
-  const bool flagged = image_.geometry.version >= 3;
+  const bool flagged = image_.geometry.version >= 3 && !rules_->plain();
   for (const Supply& supply : choice.supply)
     if (request_.level == Level::full || (!supply.zero && !flagged))
       chunk->addZeroRange(Range{bytes(supply.clusters.first), bytes(supply.clusters.count)});
@@ -189,7 +226,8 @@ Outcome Allocator::extend(uint64_t end) {
   return outcome;
 }
 
-Outcome Allocator::fillZeros(const std::vector<Range>& ranges, const CancelFlag& cancel,
+// `write`: also to what reads as zeros already.
+Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                              Progress* progress) {
   const bool external = image_.geometry.externalData;
   for (const Range& range : ranges) {
@@ -201,11 +239,13 @@ Outcome Allocator::fillZeros(const std::vector<Range>& ranges, const CancelFlag&
         return {};
       }
       Io& io = external ? *dataFile_ : file_;
-      Status status = io.writeZeros(Range{at, std::min(kZeroPiece, end - at)});
+      const Range piece{at, std::min(kZeroPiece, end - at)};
+      Status status = write ? io.writeZeros(piece) : io.clear(piece);
       if (!status.ok()) return Outcome::of(status);
     }
   }
-  return {};
+  // The tables, which are to say that this is data, lie in another file.
+  return external && !ranges.empty() ? Outcome::of(dataFile_->sync()) : Outcome{};
 }
 
 // Space for all that the chunk will refer to. Nothing refers to it yet.
@@ -224,15 +264,15 @@ Outcome Allocator::provide(Chunk* chunk, const Choice& choice, const CancelFlag&
   if (outcome.ok()) outcome = extend(end);
   const bool hasReserved = progress->reserved;
   if (outcome.ok() && !metadata) outcome = provideMapped(chunk, progress);
-  if (outcome.ok()) outcome = fillZeros(chunk->zeroRanges(), cancel, progress);
-  if (hasReserved || !outcome.ok() || progress->cancelled || request_.level == Level::full ||
-      request_.zerosFollow)
+  const bool full = request_.level == Level::full;
+  if (outcome.ok()) outcome = fillZeros(chunk->zeroRanges(), full, cancel, progress);
+  if (hasReserved || !outcome.ok() || progress->cancelled || full || request_.zerosFollow)
     return outcome;
   // Without fallocate(2), new clusters get their blocks by being written.
   std::vector<Range> fresh;
   for (const Supply& supply : choice.supply)
     fresh.push_back(Range{bytes(supply.clusters.first), bytes(supply.clusters.count)});
-  return fillZeros(fresh, cancel, progress);
+  return fillZeros(fresh, true, cancel, progress);
 }
 
 Outcome Allocator::provideMapped(Chunk* chunk, Progress* progress) {

@@ -21,10 +21,14 @@ struct Needed {
   uint64_t refcounts = 0;  ///< refcount blocks, and a larger refcount table
   uint64_t reused = 0;     ///< leaked clusters that serve for some of `data`
   uint64_t freed = 0;      ///< an outgrown refcount table's
-  uint64_t reserve = 0;    ///< for what a later write moves, its tables included; behind the end
+  uint64_t reserve = 0;    ///< for what QEMU needs anew later; behind the end, and behind `blocks`
+  uint64_t blocks = 0;     ///< refcount blocks for the reserve
   uint64_t free = 0;       ///< free clusters within the file, which are then reserved too
   uint64_t counted = 0;    ///< clusters in use before, leaks included
-  uint64_t stale = 0;      ///< of `data`: gets zeros before it is mapped, as version 2 has no flag
+  uint64_t stale = 0;      ///< clusters that get zeros before they are mapped, but for holes
+  uint64_t mixed = 0;      ///< shared clusters in which some subclusters stay marked as zeros
+  uint64_t marked = 0;     ///< all with storage that are marked as zeros, and need not be
+  uint64_t bare = 0;       ///< those without, which QEMU zeroes on the host at the first write
   uint64_t fileEnd = 0;    ///< bytes: where the file ends afterwards, without the reserve
   ClusterRun area;         ///< all new clusters lie in it
 
@@ -37,6 +41,7 @@ struct HostNeeds {
   uint64_t data = 0;        ///< of the external data file's
   uint64_t later = 0;       ///< that part of `file` which finish() takes
   uint64_t unreserved = 0;  ///< that part which is for later writes, as the file is now
+  uint64_t heldData = 0;    ///< of the data file, what may hold bytes that are not zeros
   // What other files share, which counts only where it can be unshared:
   uint64_t sharedFile = 0;    ///< guest clusters in the container
   uint64_t sharedData = 0;    ///< the external data file
@@ -72,6 +77,9 @@ class Allocator {
   /// Compares what is needed with what the files hold already; after prepare(). Reads only.
   /// finish() gives blocks to those tables only that this found without.
   Outcome measureHost(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs);
+  /// Clusters that QEMU takes for what it needs later where the image is its own, so that nobody
+  /// makes refcount blocks ahead.
+  uint64_t reserveInUse() const;
   const Survey& survey() const { return survey_; }
   const Image& image() const { return image_; }
 
@@ -100,20 +108,25 @@ class Allocator {
 
   Outcome checkRequest(const Demand& demand) const;
   Outcome planNeeded(const Demand& demand, const CancelFlag& cancel);
-  void planReserve(const Demand& demand);
-  Outcome growTable(const Chunk& chunk);
+  void planBlocks();
+  uint64_t laterClusters() const;
+  Outcome growTable(uint64_t fresh);
+  Outcome addBlocks(const CancelFlag& cancel);
+  Outcome addBlockRun(const std::vector<ClusterRun>& blocks);
   Outcome clearAutoclear();
   Choice choose(Chunk* chunk);
   Outcome provide(Chunk* chunk, const Choice& choice, const CancelFlag& cancel, Progress* progress);
   Outcome provideMapped(Chunk* chunk, Progress* progress);
   Outcome reserve(Io& io, Range range, bool keepSize, Progress* progress);
   Outcome extend(uint64_t end);
-  Outcome fillZeros(const std::vector<Range>& ranges, const CancelFlag& cancel, Progress* progress);
+  Outcome fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
+                    Progress* progress);
   Outcome commit(Chunk* chunk, const Choice& choice);
   Outcome countClusters(const Choice& choice);
   Outcome writeTables(Chunk* chunk);
   Outcome writeL1(Chunk* chunk);
-  Outcome releaseOldTables(Chunk* chunk);
+  Outcome releaseOld(const Chunk& chunk);
+  Outcome release(uint64_t cluster);
   Outcome freeLeaks();
   Outcome reserveFree(const CancelFlag& cancel, Progress* progress);
   Outcome eachFree(uint64_t end, const CancelFlag& cancel,

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <functional>
+
 #include "bytes.h"
 #include "references.h"
 
@@ -41,14 +44,12 @@ Outcome walkTable(Io& io, const Image& image, uint64_t offset, uint64_t entries,
   return outcome;
 }
 
-}  // namespace
-
-Outcome walkBitmaps(Io& io, const Image& image, ReferenceSink* sink) {
+// `use` gets where each bitmap's table lies, and how many entries it has.
+Outcome eachBitmap(Io& io, const Image& image,
+                   const std::function<Outcome(uint64_t, uint64_t)>& use) {
   const Range directory = image.header.bitmapDirectory;
-  if (image.header.bitmapCount == 0) return {};
-  Outcome outcome = addBytes(image, directory, sink);
   std::vector<uint8_t> bytes(directory.length);
-  if (outcome.ok()) outcome = Outcome::of(readPadded(io, directory, bytes.data()));
+  Outcome outcome = Outcome::of(readPadded(io, directory, bytes.data()));
   uint64_t at = 0;
   for (uint32_t i = 0; outcome.ok() && i < image.header.bitmapCount; i++) {
     if (bytes.size() - at < kFixedLength) return corrupt("a bitmap directory cut short", directory);
@@ -56,10 +57,32 @@ Outcome walkBitmaps(Io& io, const Image& image, ReferenceSink* sink) {
     const uint64_t length = kFixedLength + load16(entry + 18) + uint64_t{load32(entry + 20)};
     const uint64_t padded = (length + 7) & ~7ull;
     if (padded > bytes.size() - at) return corrupt("a bitmap directory cut short", directory);
-    outcome = walkTable(io, image, load64(entry), load32(entry + 8), sink);
+    outcome = use(load64(entry), load32(entry + 8));
     at += padded;
   }
   return outcome;
+}
+
+}  // namespace
+
+Outcome walkBitmaps(Io& io, const Image& image, ReferenceSink* sink) {
+  if (image.header.bitmapCount == 0) return {};
+  Outcome outcome = addBytes(image, image.header.bitmapDirectory, sink);
+  if (!outcome.ok()) return outcome;
+  return eachBitmap(io, image, [&](uint64_t offset, uint64_t entries) {
+    return walkTable(io, image, offset, entries, sink);
+  });
+}
+
+Outcome measureBitmaps(Io& io, const Image& image, uint64_t* clusters) {
+  const Geometry& geometry = image.geometry;
+  *clusters = 0;
+  if (image.header.bitmapCount == 0) return {};
+  *clusters = geometry.clustersFor(image.header.bitmapDirectory.length);
+  return eachBitmap(io, image, [&](uint64_t, uint64_t entries) {
+    *clusters += entries + geometry.clustersFor(entries * 8);
+    return Outcome{};
+  });
 }
 
 }  // namespace thicken::qcow2

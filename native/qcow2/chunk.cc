@@ -76,8 +76,14 @@ Outcome Chunk::examine(size_t index) {
   return {};
 }
 
+// A data file may hold old bytes wherever nothing is mapped to it.
+bool Chunk::isFilled(Action action) const {
+  return action == Action::fill ||
+         (action == Action::map && image_.geometry.externalData && rules_.plain());
+}
+
 void Chunk::noteEntry(Entry entry, uint64_t guestCluster, Decision decision) {
-  if (request_.level == Level::full) noteZeros(entry, guestCluster);
+  if (request_.level == Level::full || isFilled(decision.action)) noteZeros(entry, guestCluster);
   if (decision.action == Action::map) {
     mappedClusters_++;
     return;
@@ -140,10 +146,15 @@ void Chunk::assign(const std::vector<Supply>& supply) {
       if (action == Action::keep) continue;
       if (action == Action::zeroBits) {
         entry.bitmap |= (~entry.bitmap & kAllAllocated & ~(entry.bitmap >> 32)) << 32;
+      } else if (action == Action::fill) {
+        entry.word &= ~kZero;
+        if (geometry.extended) entry.bitmap = kAllAllocated;
       } else if (geometry.externalData) {
-        entry = mapped(entry, guest, false);
+        entry = mapped(entry, guest, rules_.plain());
       } else {
-        entry = mapped(entry, supply[next].clusters.first + used, supply[next].zero);
+        if (entry.offset() != 0) replaced_.push_back(entry.offset() >> geometry.clusterBits);
+        const bool zero = supply[next].zero || rules_.plain();
+        entry = mapped(entry, supply[next].clusters.first + used, zero);
         if (++used == supply[next].clusters.count) {
           next++;
           used = 0;

@@ -44,10 +44,14 @@ class Chunk {
   uint64_t tablesNeeded() const { return tablesNeeded_; }
   bool hasChanges() const { return hasChanges_; }
 
-  /// Enters new clusters into the tables. `supply` holds dataNeeded() clusters.
+  /// Enters new clusters into the tables. `supply` holds dataNeeded() clusters, which read as zeros
+  /// by now if that is what the rules want.
   void assign(const std::vector<Supply>& supply);
+  /// Clusters that the tables referred to before, once for each entry that did.
+  const std::vector<uint64_t>& replaced() const { return replaced_; }
 
   std::vector<ChunkTable>& tables() { return tables_; }
+  const std::vector<ChunkTable>& tables() const { return tables_; }
   uint8_t* bytesOf(size_t table) { return bytes_.data() + table * image_.geometry.clusterSize(); }
 
   /// Host clusters that the range is mapped to already, merged and ascending.
@@ -62,6 +66,7 @@ class Chunk {
   Outcome examine(size_t table);
   void noteEntry(Entry entry, uint64_t guestCluster, Decision decision);
   void noteZeros(Entry entry, uint64_t guestCluster);
+  bool isFilled(Action action) const;
   Entry mapped(Entry entry, uint64_t hostCluster, bool zero) const;
 
   const Image& image_;
@@ -72,6 +77,7 @@ class Chunk {
   std::vector<uint8_t> bytes_;
   std::vector<ClusterRun> mapped_;
   std::vector<Range> zeroRanges_;
+  std::vector<uint64_t> replaced_;
   uint64_t mappedClusters_ = 0;
   uint64_t tablesNeeded_ = 0;
   bool hasChanges_ = false;

@@ -27,10 +27,10 @@ Outcome Allocator::clearAutoclear() {
 }
 
 // The first time for all of the request, so that it happens once.
-Outcome Allocator::growTable(const Chunk& chunk) {
+Outcome Allocator::growTable(uint64_t fresh) {
   const Geometry& geometry = image_.geometry;
-  uint64_t fresh = chunk.dataNeeded() + chunk.tablesNeeded();
-  if (!grown_) fresh = std::max(fresh, needed_.data - needed_.reused + needed_.tables);
+  if (!grown_)
+    fresh = std::max(fresh, needed_.data - needed_.reused + needed_.tables) + laterClusters();
   const Growth growth = planGrowth(geometry, next_, fresh, image_.refcountTable.size(), hasBlock());
   grown_ = true;
   if (growth.table == 0) return {};
@@ -75,7 +75,7 @@ Outcome Allocator::commit(Chunk* chunk, const Choice& choice) {
   if (outcome.ok()) outcome = writeTables(chunk);
   if (outcome.ok()) outcome = Outcome::of(file_.sync());
   if (outcome.ok()) outcome = writeL1(chunk);
-  if (outcome.ok()) outcome = releaseOldTables(chunk);
+  if (outcome.ok()) outcome = releaseOld(*chunk);
   return outcome;
 }
 
@@ -149,21 +149,28 @@ Outcome Allocator::writeL1(Chunk* chunk) {
   return Outcome::of(status);
 }
 
-// The snapshots keep the tables that were copied.
-Outcome Allocator::releaseOldTables(Chunk* chunk) {
+// The snapshots keep the tables that were copied, and the clusters that were marked as zeros.
+Outcome Allocator::releaseOld(const Chunk& chunk) {
   Outcome outcome;
-  bool any = false;
-  for (const ChunkTable& table : chunk->tables()) {
+  bool any = !chunk.replaced().empty();
+  for (const ChunkTable& table : chunk.tables()) {
     if (!table.changed || table.owned || table.oldCluster == 0 || !outcome.ok()) continue;
-    const std::vector<Excess>& known = survey_.flagless;
-    const auto found = std::lower_bound(
-        known.begin(), known.end(), table.oldCluster,
-        [](const Excess& excess, uint64_t cluster) { return excess.cluster < cluster; });
-    const bool isKnown = found != known.end() && found->cluster == table.oldCluster;
-    outcome = lower(table.oldCluster, isKnown ? 1 + found->surplus : 1);
+    outcome = release(table.oldCluster);
     any = true;
   }
+  for (const uint64_t cluster : chunk.replaced())
+    if (outcome.ok()) outcome = release(cluster);
   return any && outcome.ok() ? counts_.writeBlocks() : outcome;
+}
+
+// One reference less; none is left of those whose count was too high.
+Outcome Allocator::release(uint64_t cluster) {
+  const std::vector<Excess>& known = survey_.flagless;
+  const auto found = std::lower_bound(
+      known.begin(), known.end(), cluster,
+      [](const Excess& excess, uint64_t wanted) { return excess.cluster < wanted; });
+  const bool isKnown = found != known.end() && found->cluster == cluster;
+  return lower(cluster, isKnown ? 1 + found->surplus : 1);
 }
 
 Outcome Allocator::freeLeaks() {
@@ -183,6 +190,54 @@ Outcome Allocator::freeLeaks() {
   }
   survey_.excess.clear();
   return outcome.ok() ? counts_.writeBlocks() : outcome;
+}
+
+// Behind the last cluster, without a gap: QEMU looks for as many in a row as a write needs.
+Outcome Allocator::addBlocks(const CancelFlag& cancel) {
+  const uint64_t entries = image_.geometry.blockEntries();
+  const uint64_t end = image_.geometry.clustersFor(image_.fileSize) + needed_.reserve;
+  const uint64_t here = next_ / entries;
+  const uint64_t last = (end + blocksWithin(end, entries, hasBlock()) - 1) / entries;
+  // Where the blocks lie comes first.
+  std::vector<uint64_t> missing;
+  for (uint64_t index = here; index <= last; index++)
+    if (!counts_.hasBlock(index)) missing.push_back(index);
+  for (uint64_t index = 0; index < here; index++)
+    if (!counts_.hasBlock(index)) missing.push_back(index);
+  Outcome outcome;
+  for (size_t i = 0; outcome.ok() && i < missing.size() && !cancel.isSet();) {
+    std::vector<ClusterRun> blocks;
+    for (; i < missing.size(); i++) {
+      const uint64_t place = next_ + blocks.size();
+      const bool first = blocks.empty() && place / entries == missing[i];
+      if (!first && !counts_.hasBlock(place / entries)) break;
+      blocks.push_back(ClusterRun{missing[i], place});
+      if (first) {
+        i++;
+        break;
+      }
+    }
+    outcome = addBlockRun(blocks);
+  }
+  return outcome;
+}
+
+// Each lies where another is on the disk that counts it, or is alone, and counts itself.
+Outcome Allocator::addBlockRun(const std::vector<ClusterRun>& blocks) {
+  if (blocks.empty())
+    return Outcome::refused(Code::stale, "the image's counts are not what they were");
+  const ClusterRun area{next_, blocks.size()};
+  Outcome outcome = clearAutoclear();
+  if (outcome.ok()) outcome = extend(bytes(area.end()));
+  for (const ClusterRun& block : blocks) counts_.addBlock(block.first, block.count);
+  if (outcome.ok()) outcome = counts_.setRun(area, 1);
+  if (outcome.ok()) outcome = counts_.writeBlocks();
+  if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  if (outcome.ok()) outcome = counts_.writeEntries();
+  if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  next_ = area.end();
+  counts_.trim();
+  return outcome;
 }
 
 // QEMU takes the first free clusters that fit, those within the file before those behind its end:
@@ -206,6 +261,10 @@ Outcome Allocator::finish(const CancelFlag& cancel, Progress* progress) {
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
   failed_ = true;
   Outcome outcome = freeLeaks();
+  const bool later = needed_.reserve > 0 && !cancel.isSet();
+  if (outcome.ok() && later && !grown_) outcome = growTable(0);
+  failed_ = true;
+  if (outcome.ok() && later) outcome = addBlocks(cancel);
   if (outcome.ok()) outcome = provideTables(cancel, progress);
   if (outcome.ok() && needed_.reserve > 0) outcome = reserveFree(cancel, progress);
   progress->cancelled = cancel.isSet();

@@ -17,8 +17,11 @@ ClusterRun clustersOf(const Geometry& geometry, Range range) {
 void note(const Geometry& geometry, Decision decision, uint64_t cluster, uint64_t count,
           Demand* demand) {
   if (decision.moves) demand->moving += count;
+  if (decision.mixed) demand->mixed += count;
   if (decision.action == Action::map) demand->data += count;
-  if (decision.action == Action::zeroBits) demand->changes += count;
+  if (decision.action == Action::fill) demand->fills += count;
+  if (decision.action == Action::zeroBits || decision.action == Action::fill)
+    demand->changes += count;
   if (decision.action == Action::populate && !demand->backed) {
     demand->backed = true;
     demand->firstBacked = cluster << geometry.clusterBits;
@@ -28,7 +31,9 @@ void note(const Geometry& geometry, Decision decision, uint64_t cluster, uint64_
 }  // namespace
 
 Rules::Rules(const Image& image, const Request& request)
-    : geometry_(image.geometry), clusters_(clustersOf(image.geometry, request.range)) {
+    : geometry_(image.geometry),
+      plain_(request.level != Level::metadata && image.header.cryptMethod == 0),
+      clusters_(clustersOf(image.geometry, request.range)) {
   if (!image.header.hasBacking) return;
   backedClusters_ = geometry_.clustersFor(std::min(request.backingEnd, geometry_.virtualSize));
 }
@@ -42,7 +47,9 @@ Decision Rules::decide(Entry entry, uint64_t guestCluster) const {
   const bool host = entry.hasHost(geometry_.externalData);
   const bool backed = guestCluster < backedClusters_;
   if (geometry_.extended) return decideSubclusters(entry, host, backed);
-  if (host) return Decision{Action::keep, !geometry_.externalData && !entry.isCopied()};
+  const bool moves = host && !geometry_.externalData && !entry.isCopied();
+  if (host && entry.isZero() && plain_) return Decision{moves ? Action::map : Action::fill, false};
+  if (host) return Decision{Action::keep, moves};
   if (entry.isZero()) return Decision{Action::map, false};
   return decideAbsent(guestCluster);
 }
@@ -51,8 +58,11 @@ Decision Rules::decideSubclusters(Entry entry, bool host, bool backed) const {
   const bool complete = (entry.allocated() | entry.zeroed()) == 0xffffffff;
   const bool moves = host && !geometry_.externalData && !entry.isCopied();
   if (!complete && backed) return Decision{Action::populate, moves};
-  if (!host) return Decision{Action::map, false};
-  return Decision{complete ? Action::keep : Action::zeroBits, moves};
+  // What a snapshot has too, and holds no data, needs no copy.
+  if (!host || (plain_ && moves && entry.allocated() == 0)) return Decision{Action::map, false};
+  const bool full = entry.allocated() == 0xffffffff;
+  if (plain_ && !moves && !full) return Decision{Action::fill, false};
+  return Decision{complete ? Action::keep : Action::zeroBits, moves, plain_ && !full};
 }
 
 Outcome isOwned(const Image& image, uint64_t l1Entry, Refcounts* counts, bool* owned) {

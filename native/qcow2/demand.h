@@ -27,12 +27,14 @@ enum class Action : uint8_t {
   keep,      ///< is mapped
   map,       ///< gets a host cluster
   zeroBits,  ///< its unallocated subclusters get their zero bit
+  fill,      ///< its storage is made zeros, and the flag or bits go that say so
   populate,  ///< its content comes from the backing file
 };
 
 struct Decision {
   Action action = Action::keep;
   bool moves = false;  ///< a later write needs another cluster for it: compressed, or shared
+  bool mixed = false;  ///< subclusters that are zeros in a shared cluster, beside such as have data
 };
 
 /// What is to be done about each entry.
@@ -46,10 +48,17 @@ class Rules {
   /// The guest clusters of the request.
   ClusterRun clusters() const { return clusters_; }
 
+  /// Whether clusters with storage must not be marked as zeros: for a write to a part of one, QEMU
+  /// has the host zero the rest (FALLOC_FL_ZERO_RANGE), which takes new blocks where that is done
+  /// by giving the old ones back (xfs, btrfs), and on ext4 for its records. Ciphertext of zeros
+  /// isn't zeros, and QEMU writes that out itself.
+  bool plain() const { return plain_; }
+
  private:
   Decision decideSubclusters(Entry entry, bool host, bool backed) const;
 
   Geometry geometry_;
+  bool plain_ = false;
   uint64_t backedClusters_ = 0;
   ClusterRun clusters_;
 };
@@ -58,7 +67,9 @@ class Rules {
 struct Demand {
   uint64_t data = 0;         ///< guest clusters without a host cluster
   uint64_t tables = 0;       ///< L2 tables that are missing, or shared and to be changed
-  uint64_t changes = 0;      ///< entries that need nothing but zero bits
+  uint64_t changes = 0;      ///< entries that keep their cluster
+  uint64_t fills = 0;        ///< those of them whose storage is made zeros
+  uint64_t mixed = 0;        ///< shared clusters in which some subclusters stay marked as zeros
   uint64_t moving = 0;       ///< clusters, and shared tables left as they are, that a write moves
   uint64_t firstBacked = 0;  ///< guest offset of the first cluster of Action::populate
   bool backed = false;

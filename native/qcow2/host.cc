@@ -28,12 +28,14 @@ struct Answer {
 
 JoinedState joinedOf(GuestState state, uint8_t flags, bool hasBacking) {
   const bool shared = (flags & kShared) != 0;
+  const bool stays = (flags & kStays) != 0;
   switch (state) {
     case GuestState::compressed:
       return JoinedState::compressed;
     case GuestState::zeroPlain:
       return JoinedState::zeros;
     case GuestState::zeroAllocated:
+      if (stays) return shared ? JoinedState::snapshotKept : JoinedState::kept;
       return shared ? JoinedState::snapshotZeros : JoinedState::zeroed;
     case GuestState::data:
       return shared ? JoinedState::snapshotData : JoinedState::data;

@@ -10,13 +10,15 @@
 
 namespace thicken::qcow2 {
 
-/// What has no blocks of its own. Bytes.
+/// What of a range has no blocks of its own. Bytes.
 struct Lacking {
   uint64_t holes = 0;
   uint64_t shared = 0;  ///< with another file
+  uint64_t held = 0;    ///< what may hold bytes that are not zeros, shared or not
 
   void add(HostState state, uint64_t bytes) {
     if (state == HostState::hole) holes += bytes;
+    if (state != HostState::hole && state != HostState::unwritten) held += bytes;
     if (state == HostState::shared) shared += bytes;
   }
 };
@@ -62,6 +64,8 @@ enum class JoinedState : uint8_t {
   part = 27,           ///< nothing there, in a cluster that has storage
   snapshotData = 32,   ///< the same as `data`, and a snapshot has it too: a write moves it
   snapshotZeros = 37,  ///< the same as `zeroed`
+  kept = 42,           ///< the same as `zeroed`, and stays marked as zeros
+  snapshotKept = 47,
 };
 
 /// Guest extents, each with one state on the host.

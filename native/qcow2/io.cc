@@ -42,6 +42,24 @@ Status FileIo::writeZeros(Range range) {
   return status;
 }
 
+// Holes and blocks that are reserved only read as zeros; a page that was written to is data.
+Status FileIo::clear(Range range) {
+  for (uint64_t at = range.offset; at < range.end();) {
+    const off_t data = lseek(fd_, static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return {};
+    if (data < 0) return writeZeros(Range{at, range.end() - at});
+    const uint64_t first = std::max(at, static_cast<uint64_t>(data));
+    if (first >= range.end()) return {};
+    const off_t hole = lseek(fd_, static_cast<off_t>(first), SEEK_HOLE);
+    const uint64_t end =
+        hole < 0 ? range.end() : std::min(range.end(), static_cast<uint64_t>(hole));
+    Status status = writeZeros(Range{first, end - first});
+    if (!status.ok()) return status;
+    at = end;
+  }
+  return {};
+}
+
 Status FileIo::reserve(Range range, bool keepSize) {
   return allocate(keepSize ? FALLOC_FL_KEEP_SIZE : 0, range);
 }

@@ -19,6 +19,8 @@ class Io {
   virtual Status write(Range range, const void* data) = 0;
   /// Writes zeros over all of `range`.
   virtual Status writeZeros(Range range) = 0;
+  /// Makes all of `range` read as zeros: what does already need not be written.
+  virtual Status clear(Range range) { return writeZeros(range); }
   /// Reserves blocks: fallocate(2) with FALLOC_FL_KEEP_SIZE, or without it, growing the file.
   virtual Status reserve(Range range, bool keepSize) = 0;
   /// Gives blocks that another file shares a copy (FALLOC_FL_UNSHARE_RANGE): EOPNOTSUPP but on xfs.
@@ -40,6 +42,7 @@ class FileIo final : public Io {
   Status read(Range range, void* data, size_t* got) override;
   Status write(Range range, const void* data) override;
   Status writeZeros(Range range) override;
+  Status clear(Range range) override;
   Status reserve(Range range, bool keepSize) override;
   Status unshare(Range range) override;
   Status sync() override;

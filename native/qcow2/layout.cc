@@ -29,6 +29,15 @@ uint64_t layoutEnd(uint64_t first, uint64_t count, uint64_t blockEntries,
   }
 }
 
+uint64_t blocksWithin(uint64_t count, uint64_t blockEntries, const HasBlock& hasBlock) {
+  uint64_t blocks = 0;
+  for (;;) {
+    const uint64_t missing = missingBlocks(ClusterRun{0, count + blocks}, blockEntries, hasBlock);
+    if (missing == blocks) return blocks;
+    blocks = missing;
+  }
+}
+
 Layout::Layout(uint64_t first, uint64_t count, uint64_t blockEntries, const HasBlock& hasBlock) {
   area_ = ClusterRun{first, layoutEnd(first, count, blockEntries, hasBlock) - first};
   at_ = first;

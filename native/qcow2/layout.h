@@ -38,6 +38,10 @@ class Layout {
 /// Like a layout's end, without making it.
 uint64_t layoutEnd(uint64_t first, uint64_t count, uint64_t blockEntries, const HasBlock& hasBlock);
 
+/// Refcount blocks that are missing of the first `count` clusters, and of the clusters that these
+/// blocks take behind them.
+uint64_t blocksWithin(uint64_t count, uint64_t blockEntries, const HasBlock& hasBlock);
+
 /// Where a refcount table goes that is too small for `count` more clusters.
 struct Growth {
   uint64_t blocks = 0;  ///< refcount blocks for the growth itself; they come first

@@ -63,6 +63,12 @@ uint8_t flagsOf(const Geometry& geometry, Entry entry) {
   return entry.isCopied() ? kHasHost : kHasHost | kShared;
 }
 
+// As the rules have it (Action::fill).
+uint8_t staysOf(const Image& image, Entry entry, uint8_t flags) {
+  const bool mixed = (flags & kShared) != 0 && entry.allocated() != 0;
+  return image.header.cryptMethod != 0 || mixed ? kStays : uint8_t{0};
+}
+
 GuestState stateOf(const Geometry& geometry, Entry entry) {
   if (entry.isCompressed()) return GuestState::compressed;
   const bool host = entry.hasHost(geometry.externalData);
@@ -70,7 +76,8 @@ GuestState stateOf(const Geometry& geometry, Entry entry) {
   return host ? GuestState::data : GuestState::unallocated;
 }
 
-void addSubclusters(const Geometry& geometry, Entry entry, Range guest, Collector* collector) {
+void addSubclusters(const Image& image, Entry entry, Range guest, Collector* collector) {
+  const Geometry& geometry = image.geometry;
   const uint64_t size = geometry.subclusterSize();
   const uint64_t start = guest.offset & ~(geometry.clusterSize() - 1);
   const bool host = entry.hasHost(geometry.externalData);
@@ -80,8 +87,10 @@ void addSubclusters(const Geometry& geometry, Entry entry, Range guest, Collecto
     Piece piece{Range{at, end - at}, GuestState::unallocated, flagsOf(geometry, entry),
                 entry.offset() + (at - start)};
     if ((entry.allocated() >> index & 1) != 0) piece.state = GuestState::data;
-    if ((entry.zeroed() >> index & 1) != 0)
+    if ((entry.zeroed() >> index & 1) != 0) {
       piece.state = host ? GuestState::zeroAllocated : GuestState::zeroPlain;
+      if (host) piece.flags |= staysOf(image, entry, piece.flags);
+    }
     collector->add(piece);
     at = end;
   }
@@ -92,14 +101,16 @@ Outcome faultAt(const char* fault, Range guest) {
                           guest);
 }
 
-void addEntry(const Geometry& geometry, Entry entry, Range guest, Collector* collector) {
+void addEntry(const Image& image, Entry entry, Range guest, Collector* collector) {
+  const Geometry& geometry = image.geometry;
   if (geometry.extended && !entry.isCompressed() && entry.bitmap != kAllAllocated) {
-    addSubclusters(geometry, entry, guest, collector);
+    addSubclusters(image, entry, guest, collector);
     return;
   }
   const uint64_t within = guest.offset & (geometry.clusterSize() - 1);
-  collector->add(
-      Piece{guest, stateOf(geometry, entry), flagsOf(geometry, entry), entry.offset() + within});
+  Piece piece{guest, stateOf(geometry, entry), flagsOf(geometry, entry), entry.offset() + within};
+  if (piece.state == GuestState::zeroAllocated) piece.flags |= staysOf(image, entry, piece.flags);
+  collector->add(piece);
 }
 
 // Entries [*at, end) of one table.
@@ -112,7 +123,7 @@ Outcome addTable(const Image& image, const uint8_t* table, uint64_t end, uint64_
     const Entry entry = loadEntry(geometry, table, cluster % geometry.tableEntries());
     const Range guest{*at, stop - *at};
     if (const char* fault = entryFault(image, entry, cluster)) return faultAt(fault, guest);
-    addEntry(geometry, entry, guest, collector);
+    addEntry(image, entry, guest, collector);
     *at = stop;
   }
   return {};

@@ -21,6 +21,7 @@ enum class GuestState : uint8_t {
 constexpr uint8_t kShared = 1;    ///< a snapshot uses the cluster too: a write must move it
 constexpr uint8_t kHasHost = 2;   ///< `host` is a place in the container or data file
 constexpr uint8_t kExternal = 4;  ///< that place is in the external data file
+constexpr uint8_t kStays = 8;     ///< of GuestState::zeroAllocated: allocation can't make it data
 
 /// Consecutive guest extents without a gap between them, in struct-of-arrays form.
 struct MapPage {

@@ -13,7 +13,8 @@ Range between(uint64_t from, uint64_t to) { return Range{from, from < to ? to - 
 }  // namespace
 
 // A copy that leaves holes out, or shares blocks with its source, does so under tables too: zero
-// parts of them are holes, although a write of the guest's changes them.
+// parts of them are holes, although a write of the guest's changes them. Of a cluster that holds
+// compressed data the rest may be a hole in any image.
 Outcome Allocator::measureTables(const HostFiles& files, const CancelFlag& cancel,
                                  HostNeeds* needs) {
   // A request for nothing changes nothing.
@@ -39,6 +40,13 @@ Outcome Allocator::measureTables(const HostFiles& files, const CancelFlag& cance
       Status status = host.find(range, range.end(), cancel, use);
       if (!status.ok()) return Outcome::of(status);
     }
+  }
+  // Once what was compressed has moved, its cluster is free, and QEMU takes it for another.
+  for (const ClusterRun& run : survey_.packed) {
+    if (needed_.reserve == 0 || cancel.isSet()) break;
+    const Range range{bytes(run.first), bytes(run.count)};
+    Status status = host.find(range, range.end(), cancel, use);
+    if (!status.ok()) return Outcome::of(status);
   }
   needs->later += lacking.holes;
   needs->unreserved += lacking.holes;

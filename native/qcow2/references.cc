@@ -81,20 +81,22 @@ class L1Walk {
   Outcome addEntry(Entry entry) {
     const Geometry& geometry = image_.geometry;
     if (entry.isCompressed())
-      return add(clustersOf(geometry, compressedRange(geometry, entry)), Use::guest, false);
+      return add(clustersOf(geometry, compressedRange(geometry, entry)), Use::guest, false, true);
     if (geometry.externalData || entry.offset() == 0) return {};
     return add(ClusterRun{entry.offset() >> geometry.clusterBits, 1}, Use::guest, entry.isCopied());
   }
 
-  Outcome add(ClusterRun clusters, Use use, bool copied) {
+  Outcome add(ClusterRun clusters, Use use, bool copied, bool packed = false) {
     copied = copied && active_;
     ClusterRun& run = pending_.clusters;
-    if (use == pending_.use && copied == pending_.copied && clusters.first == run.end()) {
+    const bool alike =
+        use == pending_.use && copied == pending_.copied && packed == pending_.packed;
+    if (alike && clusters.first == run.end()) {
       run.count += clusters.count;
       return {};
     }
     Outcome outcome = flush();
-    pending_ = Reference{clusters, use, active_, copied};
+    pending_ = Reference{clusters, use, active_, copied, packed};
     return outcome;
   }
 

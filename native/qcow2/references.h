@@ -19,6 +19,7 @@ struct Reference {
   Use use = Use::none;
   bool active = false;  ///< from the active L1 table or a table below it
   bool copied = false;  ///< with the flag that says: counted once
+  bool packed = false;  ///< of Use::guest: compressed
 };
 
 class ReferenceSink {
@@ -33,5 +34,8 @@ Outcome walkReferences(Io& io, const Image& image, const CancelFlag& cancel, Ref
 
 /// Those of the bitmaps extension.
 Outcome walkBitmaps(Io& io, const Image& image, ReferenceSink* sink);
+/// Clusters of all bitmaps when no bit is clear. QEMU stores them anew when it closes an image, and
+/// frees the old ones only then.
+Outcome measureBitmaps(Io& io, const Image& image, uint64_t* clusters);
 
 }  // namespace thicken::qcow2

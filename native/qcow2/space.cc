@@ -70,6 +70,7 @@ Outcome Allocator::measureData(const HostFiles& files, const CancelFlag& cancel,
   Lacking lacking;
   Status status = data.addLacking(Range{start, end - start}, end, cancel, &lacking);
   needs->data += lacking.holes;
+  needs->heldData += lacking.held;
   needs->sharedData += lacking.shared;
   return Outcome::of(status);
 }
@@ -102,8 +103,9 @@ Outcome Allocator::measureReserve(const HostFiles& files, const CancelFlag& canc
     const Range range{bytes(first), bytes(end - first)};
     return Outcome::of(host.addLacking(range, range.end(), cancel, lacking));
   };
-  const uint64_t now = geometry.clustersFor(image_.fileSize) + needed_.reserve;
-  const uint64_t then = geometry.clustersFor(needed_.fileEnd) + needed_.reserve;
+  const uint64_t behind = needed_.blocks + needed_.reserve;
+  const uint64_t now = geometry.clustersFor(image_.fileSize) + behind;
+  const uint64_t then = geometry.clustersFor(needed_.fileEnd) + behind;
   Lacking unreserved;
   Lacking later;
   Outcome outcome = eachFree(then, cancel, [&](ClusterRun run) {
@@ -122,7 +124,8 @@ Outcome Allocator::measureReserve(const HostFiles& files, const CancelFlag& canc
     outcome = add(leak.first + used, std::min(leak.end(), now), &unreserved);
     if (outcome.ok()) outcome = add(leak.first + used, std::min(leak.end(), then), &later);
   }
-  needs->unreserved += unreserved.holes;
+  // Blocks are missing, whatever lies there.
+  needs->unreserved += std::max(unreserved.holes, bytes(needed_.blocks));
   needs->later += later.holes;
   return outcome;
 }

@@ -10,12 +10,13 @@
 namespace thicken::qcow2 {
 namespace {
 
-// 16 bits a cluster: two of use, the two flags, and the number of references.
+// 16 bits a cluster: two of use, the three flags, and the number of references.
 constexpr uint16_t kUseMask = 0x3;
 constexpr uint16_t kActive = 0x4;
 constexpr uint16_t kOnce = 0x8;
-constexpr uint32_t kCountShift = 4;
-constexpr uint16_t kManyReferences = 0xfff;
+constexpr uint16_t kPacked = 0x10;
+constexpr uint32_t kCountShift = 5;
+constexpr uint16_t kManyReferences = 0x7ff;
 constexpr size_t kMostListed = 1u << 20;
 
 struct FreeDeleter {
@@ -52,6 +53,7 @@ class Tally final : public ReferenceSink {
       }
       if (reference.active) mark |= kActive;
       if (reference.copied) mark |= kOnce;
+      if (reference.packed && reference.active) mark |= kPacked;
       if (mark >> kCountShift < kManyReferences)
         mark = static_cast<uint16_t>(mark + (1u << kCountShift));
     }
@@ -84,7 +86,9 @@ class Comparison {
     const uint16_t mark = tally_.mark(cluster);
     const uint64_t references = mark >> kCountShift;
     if (references != 0) matched_++;
-    if (references != 0 && static_cast<Use>(mark & kUseMask) != Use::guest) listTable(cluster);
+    const bool isTable = static_cast<Use>(mark & kUseMask) != Use::guest;
+    if (references != 0 && isTable) addTo(&survey_->tables, cluster);
+    if ((mark & kPacked) != 0) addTo(&survey_->packed, cluster);
     if (count < references || ((mark & kOnce) != 0 && count != 1))
       return Outcome::refused(Code::corrupt,
                               "a cluster's reference count is wrong; repair the image with "
@@ -103,13 +107,12 @@ class Comparison {
 
  private:
   // Too many to be listed one by one: the last entry takes in what lies between them.
-  void listTable(uint64_t cluster) {
-    std::vector<ClusterRun>& tables = survey_->tables;
-    const bool follows = !tables.empty() && tables.back().end() == cluster;
-    if (follows || tables.size() >= kMostListed)
-      tables.back().count = cluster + 1 - tables.back().first;
+  static void addTo(std::vector<ClusterRun>* list, uint64_t cluster) {
+    const bool follows = !list->empty() && list->back().end() == cluster;
+    if (follows || list->size() >= kMostListed)
+      list->back().count = cluster + 1 - list->back().first;
     else
-      tables.push_back(ClusterRun{cluster, 1});
+      list->push_back(ClusterRun{cluster, 1});
   }
 
   void list(uint64_t cluster, uint64_t count, uint64_t references) {

@@ -24,9 +24,11 @@ struct Survey {
   /// flag; ascending. A copy of the table frees it of that.
   std::vector<Excess> flagless;
   std::vector<ClusterRun> tables;  ///< all that are no guest data; ascending, a few may be more
-  uint64_t leaked = 0;             ///< clusters that lists had no room for
-  uint64_t counted = 0;            ///< clusters with a count
-  uint64_t end = 0;                ///< behind the last cluster with a count
+  /// Those with compressed data of the active image, likewise.
+  std::vector<ClusterRun> packed;
+  uint64_t leaked = 0;   ///< clusters that lists had no room for
+  uint64_t counted = 0;  ///< clusters with a count
+  uint64_t end = 0;      ///< behind the last cluster with a count
   bool cancelled = false;
 };
 

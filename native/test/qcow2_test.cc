@@ -300,7 +300,8 @@ TEST(qcow2LeaksOfImagesWithUnknownFeaturesStay) {
     CHECK(count == 1);
     const bool reused = mapOf(io, 10).host[0] == 5 * 512;
     CHECK(reused == (compatible == 0));
-    CHECK(io.bytes()[5 * 512] == 0x77);
+    // It is made zeros before it is data.
+    CHECK(io.bytes()[5 * 512] == (reused ? 0 : 0x77));
     // Nor is what lies behind the last counted cluster.
     if (compatible != 0) CHECK(io.bytes()[7 * 512] == 0x77);
   }

@@ -103,6 +103,27 @@ describe.runIf(runnable)('what a reservation must be', () => {
   });
 });
 
+describe.runIf(runnable)('a reservation on xfs', () => {
+  const guarantees = async (commands: string[]): Promise<AllocationResult> => {
+    await using mounted = await mountFilesystem({ type: 'xfs', size: 384 * MiB });
+    const file = `${mounted.path}/disk.qcow2`;
+    await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', file, String(size)]);
+    await mustRun('qemu-io', ['-f', 'qcow2', ...commands.flatMap((command) => ['-c', command]), file]);
+    await using guest = await startGuest({ disks: [{ id: 'disk0', file, format: 'qcow2' }] });
+    return (await cliJson<AllocationResult>(['allocate', '--qmp', guest.qmpSocket, '--device', 'disk0'])).document;
+  };
+
+  it('is a promise where every cluster holds data', async () => {
+    expect(await guarantees([`write -P 3 0 ${size}`])).toMatchObject({ verified: true, guarantee: true });
+  });
+
+  it('is none where QEMU zeroes what is around a write, which gives the blocks back', async () => {
+    const result = await guarantees([`write -P 3 0 ${size - MiB}`]);
+    expect(result).toMatchObject({ verified: true, guarantee: false });
+    expect(result.warnings.join()).toContain('xfs may need new blocks');
+  });
+});
+
 describe.runIf(runnable)('a reservation on tmpfs', () => {
   it('is made and seen behind the end of the file too', async () => {
     await using mounted = await mountFilesystem(TMPFS);

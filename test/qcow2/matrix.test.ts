@@ -26,7 +26,8 @@ describe.runIf(able)('an image at rest', () => {
     await expectTwoLevels(file);
     const result = await keepingContent(file, () => allocate(file, { preallocation: level }));
     expect(result.after?.allocated).toBe(sizeOf(one));
-    expect(result.guarantee).toBe(level !== 'metadata');
+    const mixed = one.extended && one.snapshots > 0 && result.warnings.some((why) => why.includes('in part'));
+    expect(result.guarantee).toBe(level !== 'metadata' && !mixed);
     expect(await unmapped(file)).toEqual([]);
     await expectTwoLevels(file);
     expect(await verify(file, { preallocation: level })).toMatchObject({ satisfied: true, missing: [] });

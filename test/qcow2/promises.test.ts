@@ -13,6 +13,7 @@ import type { Verdict } from '../../lib/types.js';
 import { create } from '../native/qcow2-cases.js';
 import { check, CLEAN, GiB, KiB, MiB, qemuImg, qemuIo } from '../native/qcow2-tool.js';
 import { mountFilesystem } from '../support/filesystems.js';
+import { createEncrypted } from '../support/qemu-io.js';
 import { filefrag } from '../support/judges.js';
 import { cliMain, mustRun, run } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
@@ -97,8 +98,14 @@ describe.runIf(mountable)('tables', () => {
     await qemuImg('bitmap', '--add', file, 'b0');
     expect(statSync(file).size % (64 * KiB)).toBeGreaterThan(0);
     expect((await verify(file)).satisfied).toBe(false);
-    await keepingContent(file, () => allocate(file));
-    expect((await verify(file)).satisfied).toBe(true);
+    await using image = await open(file);
+    await keepingContent(file, () => image.allocate().result);
+    const last = (await filefrag(file)).at(-1)!;
+    expect(last.offset + last.length).toBeGreaterThanOrEqual(statSync(file).size);
+    // Where nothing can be reserved, there is no room for the bitmap that QEMU stores anew.
+    const after = await verify(file);
+    expect(after.missing).toHaveLength(1);
+    expect(whys(after)).toContain('reserve');
   });
 
   it('alone are progress too', async () => {
@@ -145,6 +152,148 @@ describe.runIf(mountable)('tables', () => {
     await expect(allocate(file, { speed: 200 * MiB })).rejects.toMatchObject({ code: 'ENOSPC' });
     expect(hostBytes(file)).toBe(before);
     expect((await filefrag(file)).every(({ flags }) => flags.includes('shared'))).toBe(true);
+  });
+});
+
+/** Writes to a part of each cluster, in a falling order. QEMU fills in what is around it. */
+async function touch(file: string, size: number, length = 4 * KiB): Promise<void> {
+  const starts = Array.from({ length: size / (64 * KiB) }, (_, i) => size - (i + 1) * 64 * KiB);
+  const writes = starts.map((start) => `write -P 9 ${start + 5 * length} ${length}`);
+  await qemuIo(file, [...writes, 'flush'], ['-f', 'qcow2', '-t', 'none']);
+  expect(await check(file)).toEqual(CLEAN);
+}
+
+async function promised(file: string, request: Parameters<typeof allocate>[1] = {}): Promise<void> {
+  const result = await keepingContent(file, () => allocate(file, request));
+  expect(result.guarantee).toBe(true);
+  const { format, preallocation } = request;
+  expect((await verify(file, { ...(format && { format }), ...(preallocation && { preallocation }) })).satisfied).toBe(true);
+}
+
+describe.runIf(mountable)('clusters that are marked as zeros, and have storage', () => {
+  const size = 16 * MiB;
+  const zeros = [`write -P 5 0 ${size}`, `write -z 0 ${size}`];
+
+  it.each(['xfs', 'ext4'] as const)('take a write to a part of them on a full %s', { timeout: 60_000 }, async (type) => {
+    await using filesystem = await mountFilesystem({ type, size: 384 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, base, size);
+    await qemuIo(file, zeros);
+    const before = await verify(file);
+    expect(before.satisfied).toBe(false);
+    expect(whys(before)).toContain('may need new host blocks');
+    const blocks = hostBytes(file);
+    await promised(file);
+    expect(hostBytes(file)).toBeLessThan(blocks + MiB);
+    await fill(filesystem.path);
+    await touch(file, size);
+  });
+
+  it.each(['falloc', 'full'] as const)('do so where snapshots have them too: %s', { timeout: 60_000 }, async (preallocation) => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', size: 384 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, base, size);
+    await qemuIo(file, zeros);
+    await qemuImg('snapshot', '-c', 'then', file);
+    await promised(file, { preallocation });
+    await fill(filesystem.path);
+    await touch(file, size);
+  });
+
+  it('do so in parts', { timeout: 60_000 }, async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', size: 384 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, { ...base, extended: true }, size);
+    await qemuIo(file, Array.from({ length: 256 }, (_, i) => `write -P 5 ${i * 64 * KiB} 2K`));
+    await promised(file);
+    await fill(filesystem.path);
+    await touch(file, size, KiB);
+  });
+
+  it.each([
+    ['xfs', 'off'],
+    ['xfs', 'on'],
+    ['ext4', 'off'],
+  ] as const)('do so in a data file of old bytes: %s, raw %s', { timeout: 60_000 }, async (type, raw) => {
+    await using filesystem = await mountFilesystem({ type, size: 384 * MiB });
+    const [file, data] = [`${filesystem.path}/image.qcow2`, `${filesystem.path}/data.raw`];
+    const options = `data_file=${data},data_file_raw=${raw}`;
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', options, file, String(size));
+    // Only without `raw` may the file hold anything where the image has nothing.
+    if (raw === 'off') await mustRun('sh', ['-c', `yes garbage | head -c ${size / 2} > ${data}`]);
+    await qemuIo(file, ['write -P 3 1M 1M'], ['-f', 'qcow2']);
+    await promised(file, { format: 'qcow2' });
+    await fill(filesystem.path);
+    await touch(file, size);
+    await qemuIo(file, ['read -P 0 0 4k', 'read -P 3 1M 4k', `read -P 0 ${size - 4 * KiB} 4k`], ['-f', 'qcow2']);
+  });
+
+  // QEMU writes the ciphertext of zeros around a write, and zeroes nothing.
+  it('stay so in an encrypted image, and take the write all the same', { timeout: 60_000 }, async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', size: 384 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    const secret = ['--object', 'secret,id=s,data=abc'];
+    const opened = `driver=qcow2,encrypt.key-secret=s,file.filename=${file}`;
+    const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10';
+    await createEncrypted(...secret, '-f', 'qcow2', '-o', options, file, String(size));
+    await mustRun('qemu-io', [...secret, '--image-opts', ...zeros.flatMap((one) => ['-c', one]), opened]);
+    expect(await allocate(file)).toMatchObject({ guarantee: true });
+    await fill(filesystem.path);
+    const writes = Array.from({ length: size / (64 * KiB) }, (_, i) => ['-c', `write -P 9 ${i * 64 * KiB + 4 * KiB} 4k`]);
+    const output = await mustRun('qemu-io', [...secret, '--image-opts', ...writes.flat(), opened]);
+    expect(output).not.toMatch(/failed|error/i);
+  });
+
+  it('have no promise where a snapshot has data beside them', async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', size: 384 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, { ...base, extended: true }, MiB);
+    await qemuIo(file, ['write -P 5 0 2K']);
+    await qemuImg('snapshot', '-c', 'then', file);
+    const result = await keepingContent(file, () => allocate(file));
+    expect(result).toMatchObject({ verified: true, guarantee: false });
+    expect(result.warnings.join()).toContain('marked as zeros in part');
+  });
+});
+
+describe.runIf(mountable)('what a write moves', () => {
+  it.each(['xfs', 'ext4'] as const)('may go to where compressed data was before on a full %s', { timeout: 60_000 }, async (type) => {
+    await using filesystem = await mountFilesystem({ type, size: 384 * MiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, base, 4 * MiB);
+    // Each time QEMU begins a new cluster for what it packs, and leaves the rest of it a hole.
+    for (let i = 0; i < 64; i++) await qemuIo(file, [`write -c -P ${i} ${i * 64 * KiB} 64k`]);
+    expect((await verify(file)).satisfied).toBe(false);
+    await promised(file);
+    await fill(filesystem.path);
+    await touch(file, 4 * MiB);
+  });
+
+  // Each block counts 64 clusters, and the table has room for 64 of them.
+  it.each([1500, 1900, 3900])('finds its counts where the image has few: %i KiB', { timeout: 60_000 }, async (size) => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 128 * MiB, mkfsArgs: ['-m', '0', '-b', '1024'] });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, { ...base, clusterSize: 512, refcountBits: 64 }, size * KiB);
+    await qemuIo(file, [`write -P 5 0 ${size}k`]);
+    await qemuImg('snapshot', '-c', 'then', file);
+    await promised(file);
+    const before = hostBytes(file);
+    await fill(filesystem.path);
+    await qemuIo(file, [`write -P 6 0 ${size}k`, 'flush'], ['-f', 'qcow2', '-t', 'none']);
+    expect(hostBytes(file)).toBe(before);
+    expect(await check(file)).toEqual(CLEAN);
+  });
+
+  it('leaves room for the bitmaps that QEMU stores when it closes the image', { timeout: 60_000 }, async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: 128 * MiB, mkfsArgs: ['-m', '0'] });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, { ...base, clusterSize: 4 * KiB }, 16 * MiB);
+    for (const name of ['b0', 'b1']) await qemuImg('bitmap', '--add', '-g', '512', file, name);
+    await promised(file);
+    await fill(filesystem.path);
+    await qemuIo(file, ['write -P 6 0 16M', 'flush'], ['-f', 'qcow2', '-t', 'none']);
+    expect(await check(file)).toEqual(CLEAN);
+    expect((await qemuImg('info', file)).match(/in-use/g)).toBeNull();
   });
 });
 

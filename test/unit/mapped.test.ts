@@ -20,15 +20,16 @@ describe('a state of both sides', () => {
   test('has a name of its own, and the numbers of native/qcow2/host.h', () => {
     expect(new Set(STATE_NAMES).size).toBe(STATE_NAMES.length);
     expect([BELOW, UNMAPPED, PLAIN_ZEROS, COMPRESSED]).toEqual([13, 14, 15, 16]);
-    const firsts = { data: 17, zeros: 22, part: 27, 'snapshot data': 32, 'snapshot zeros': 37 };
+    const placed = ['data', 'zeros', 'part', 'snapshot data', 'snapshot zeros', 'kept zeros', 'snapshot kept zeros'];
+    const firsts = Object.fromEntries(placed.map((name, i) => [name, 17 + 5 * i]));
     for (const [guest, first] of Object.entries(firsts)) {
       expect(HOST_STATES.map((host) => stateOf(`${guest}, ${host}`))).toEqual([0, 1, 2, 3, 4].map((i) => first + i));
     }
-    expect(STATE_NAMES).toHaveLength(44);
+    expect(STATE_NAMES).toHaveLength(54);
   });
 
   test('is none below the first and beyond the last', () => {
-    for (const state of [0, 12, 42, 255]) expect(guestSide(state)).toBeNull();
+    for (const state of [0, 12, 52, 255]) expect(guestSide(state)).toBeNull();
     expect(hostSide(COMPRESSED)).toBeNull();
   });
 
@@ -37,14 +38,18 @@ describe('a state of both sides', () => {
     ['unmapped', []],
     ['plain zeros', []],
     ['compressed', LEVELS],
-    ...['data', 'zeros', 'snapshot data', 'snapshot zeros'].flatMap((guest): [string, Preallocation[]][] => [
+    ...['data', 'snapshot data', 'kept zeros', 'snapshot kept zeros'].flatMap((guest): [string, Preallocation[]][] => [
       [`${guest}, hole`, ['metadata']],
       [`${guest}, unwritten`, ['metadata', 'falloc']],
       [`${guest}, written`, LEVELS],
       [`${guest}, shared`, ['metadata']],
       [`${guest}, unknown`, ['metadata']],
     ]),
-    ...HOST_STATES.map((host): [string, Preallocation[]] => [`part, ${host}`, []]),
+    ...HOST_STATES.flatMap((host): [string, Preallocation[]][] => [
+      [`part, ${host}`, []],
+      [`zeros, ${host}`, ['metadata']],
+      [`snapshot zeros, ${host}`, ['metadata']],
+    ]),
   ])('%s meets %j', (name, levels) => {
     expect(met(stateOf(name))).toEqual(levels);
   });
@@ -54,6 +59,7 @@ describe('a state of both sides', () => {
       expect(whyMissing(state, 0)).toMatch(/^(backing|unmapped|zeros|part|hole|unwritten|shared|unknown): ./);
     }
     expect(whyMissing(stateOf('data, hole'), 0)).toBe('hole: mapped, with no host blocks behind it');
+    expect(whyMissing(stateOf('zeros, written'), 0)).toMatch(/^zeros: .*may need new host blocks/);
   });
 
   test.each([
