@@ -119,6 +119,7 @@ class Allocator {
   Outcome provideMapped(Chunk* chunk, Progress* progress);
   Outcome reserve(Io& io, Range range, bool keepSize, Progress* progress);
   Outcome extend(uint64_t end);
+  Outcome checkRaw(Range piece);
   Outcome fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                     Progress* progress);
   Outcome commit(Chunk* chunk, const Choice& choice);

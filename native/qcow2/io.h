@@ -49,6 +49,8 @@ class FileIo final : public Io {
   Status size(uint64_t* bytes) override;
 
  private:
+  bool isDirect(Range range) const;
+  Status readBack(Range part, void* data, size_t* got);
   Status allocate(int mode, Range range);
 
   int fd_;

@@ -145,6 +145,8 @@ Outcome Refcounts::writeEntries() {
   uint64_t first = ~0ull;
   uint64_t last = 0;
   for (const ClusterRun& added : added_) {
+    if (added.first >= image_.refcountTable.size())
+      return Outcome::refused(Code::stale, "the refcount table has no room for a block");
     image_.refcountTable[added.first] = added.count << image_.geometry.clusterBits;
     first = std::min(first, added.first);
     last = std::max(last, added.first);

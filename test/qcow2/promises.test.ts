@@ -15,9 +15,11 @@ import { check, CLEAN, GiB, KiB, MiB, qemuImg, qemuIo } from '../native/qcow2-to
 import { mountFilesystem } from '../support/filesystems.js';
 import { createEncrypted } from '../support/qemu-io.js';
 import { filefrag } from '../support/judges.js';
+import { sparseChecksum } from '../support/patterns.js';
 import { cliMain, mustRun, run } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
+import { cliJson, type Refusal } from '../storage/helpers.js';
 import { allocate, hostBytes, keepingContent, mapOf, TOOLS, verify } from './helpers.js';
 
 const able = requires({ tools: TOOLS });
@@ -226,6 +228,21 @@ describe.runIf(mountable)('clusters that are marked as zeros, and have storage',
     await fill(filesystem.path);
     await touch(file, size);
     await qemuIo(file, ['read -P 0 0 4k', 'read -P 3 1M 4k', `read -P 0 ${size - 4 * KiB} 4k`], ['-f', 'qcow2']);
+  });
+
+  // As QEMU before 6.1 made them over a disk that was there.
+  it.each(['falloc', 'full'])('keep what a raw data file has, of which the tables know nothing (%s)', async (preallocation) => {
+    const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${data}`, file, String(size));
+    await mustRun('sh', ['-c', `yes content | head -c ${size} > ${data}`]);
+    const RAW = 2;
+    await mustRun('sh', ['-c', `printf '\\00${RAW}' | dd of=${file} bs=1 seek=95 conv=notrunc status=none`]);
+    const before = await sparseChecksum(data);
+    const args = ['allocate', file, '--format', 'qcow2', '--preallocation', preallocation];
+    const { status, document } = await cliJson<Refusal>(args);
+    expect(document.error).toMatchObject({ code: 'QCOW2_CORRUPT', message: expect.stringContaining('--format raw') });
+    expect(status).toBe(1);
+    expect(await sparseChecksum(data)).toBe(before);
   });
 
   // QEMU writes the ciphertext of zeros around a write, and zeroes nothing.
