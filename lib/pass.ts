@@ -40,7 +40,7 @@ export async function runPass(request: PassRequest, control: PassControl): Promi
   const session = await request.route.open(control.cancel);
   try {
     if (session.runWhole) return await session.runWhole(control, bytesOf(request.known ?? []));
-    if (request.known && isUnlimited(control)) await session.prepare?.(request.known, control.cancel);
+    await prepare(session, request, control);
     const chunks = new Chunks(request, session, control, await control.live());
     try {
       await chunks.runAll();
@@ -54,9 +54,10 @@ export async function runPass(request: PassRequest, control: PassControl): Promi
   }
 }
 
-function isUnlimited(control: PassControl): boolean {
+async function prepare(session: RouteSession, { known }: PassRequest, control: PassControl): Promise<void> {
+  await control.unpaused();
   const { speed, iops } = control.limits();
-  return speed === Infinity && iops === Infinity;
+  if (known && speed === Infinity && iops === Infinity) await session.prepare?.(known, control.cancel);
 }
 
 /** The first chunks beside a guest: 256 gaps took 1 ms where 100,000 held its writes up for 0.5 s. */
