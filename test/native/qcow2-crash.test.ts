@@ -33,6 +33,9 @@ const crashes: (Omit<Case, 'name'> & { size: number; level: Level; tail?: number
   { ...base, fill: 'random', size: MiB, level: 'falloc' },
   { ...base, fill: 'zeros', size: MiB + 100 * 512, level: 'metadata', tail: 300, piece: 300_000 },
   { ...base, fill: 'random', refcountBits: 64, size: 3 * MiB, level: 'falloc' },
+  // Zeros with storage that becomes data, their own and a snapshot's, and counts for all that moves later.
+  { ...base, fill: 'zeros', refcountBits: 64, snapshots: 2, size: 2 * MiB, level: 'falloc', piece: 300_000 },
+  { ...base, fill: 'random', refcountBits: 64, snapshots: 1, size: 3 * MiB, level: 'falloc', tail: 100 },
   { ...base, fill: 'discards', snapshots: 2, size: MiB, level: 'full', piece: 200_000 },
   { ...base, fill: 'compressed', snapshots: 2, size: MiB, level: 'falloc', tail: 10 },
   { ...base, fill: 'random', version: 2, snapshots: 2, size: MiB, level: 'falloc', tail: 100 },
