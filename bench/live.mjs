@@ -23,6 +23,9 @@ const MiB = 2 ** 20;
 const GiB = 2 ** 30;
 const node = process.execPath;
 
+/** A disk that others use too has pauses of its own, longer than any that is measured here. */
+const STORAGES = { disk: undefined, memory: '/dev/shm' };
+
 const parts = { populate, slow, guest, gaps };
 
 for (const [name, part] of Object.entries(parts)) {
@@ -90,9 +93,6 @@ function slow() {
     }
   });
 }
-
-/** A disk that others use too has pauses of its own, longer than any that is measured here. */
-const STORAGES = { disk: undefined, memory: '/dev/shm' };
 
 /** Guest writes all over an image that is being populated: most of them wait for the template too. */
 async function guest() {
