@@ -227,17 +227,18 @@ Outcome Allocator::extend(uint64_t end) {
   return outcome;
 }
 
-// A raw data file is a disk by itself. Where the tables know nothing of its content (QEMU before 6.1
-// made them so over a full one), it is the content that counts.
+// A raw data file is a disk by itself. Where the tables know nothing of its content (QEMU
+// before 6.1 made them so over a full one), it is the content that counts.
 Outcome Allocator::checkRaw(Range piece) {
   if ((image_.header.autoclear & kRawDataBit) == 0) return {};
   std::vector<char> content(piece.length);
   Outcome outcome = Outcome::of(readPadded(*dataFile_, piece, content.data()));
   if (!outcome.ok() || isZero(content.data(), content.size())) return outcome;
-  return Outcome::refused(Code::corrupt,
-                          "the raw data file has content where the tables say zeros: one of them is "
-                          "not the image's; allocate the data file by itself, with --format raw",
-                          piece);
+  return Outcome::refused(
+      Code::corrupt,
+      "the raw data file has content where the tables say zeros: one of them is "
+      "not the image's; allocate the data file by itself, with --format raw",
+      piece);
 }
 
 // `write`: also to what reads as zeros already.
