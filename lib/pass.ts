@@ -5,6 +5,7 @@ import { NO_WORK, type CancelFlag, type Work } from './native.js';
 import { paceFor, type ChunkBounds, type Pace } from './pace.js';
 import type { ExtentPage } from './extent.js';
 import { clip, roundDown } from './range.js';
+import { bytesOf, RangeQueue } from './range-queue.js';
 import type { Route, RouteSession, WholeControl } from './routes/route.js';
 import type { Room } from './space.js';
 import { systemClock, type Throttle } from './throttle.js';
@@ -39,7 +40,7 @@ export interface PassRequest {
 export async function runPass(request: PassRequest, control: PassControl): Promise<void> {
   const session = await request.route.open(control.cancel);
   try {
-    if (session.runWhole) return await session.runWhole(control, bytesOf(request.known ?? []));
+    if (session.runWhole) return await session.runWhole(control, request.known ? bytesOf(request.known) : 0);
     await prepare(session, request, control);
     const chunks = new Chunks(request, session, control, await control.live());
     try {
@@ -72,8 +73,7 @@ class Chunks {
   private readonly inFlight = new Set<Promise<void>>();
   private bytesInFlight = 0;
   private failure: { error: unknown } | undefined;
-  private pending: number[] = [];
-  private pendingBytes = 0;
+  private readonly pending = new RangeQueue();
 
   constructor(
     private readonly request: PassRequest,
@@ -87,11 +87,14 @@ class Chunks {
   }
 
   async runAll(): Promise<void> {
-    for await (const ranges of this.wanted()) await this.addAll(ranges);
-    await this.dispatch();
+    for await (const ranges of this.wanted()) {
+      this.pending.add(ranges);
+      while (this.pending.fills(this.bounds()) && !this.stopped()) await this.dispatch();
+    }
+    while (this.pending.bytes > 0 && !this.stopped()) await this.dispatch();
   }
 
-  private async *wanted(): AsyncGenerator<Float64Array | number[], void, undefined> {
+  private async *wanted(): AsyncGenerator<Float64Array, void, undefined> {
     const { known, source, range } = this.request;
     if (known) return yield known;
     for await (const page of source.pages(range, this.control.cancel)) {
@@ -100,14 +103,14 @@ class Chunks {
     }
   }
 
-  private takenOf({ offset, length, state }: ExtentPage): number[] {
+  private takenOf({ offset, length, state }: ExtentPage): Float64Array {
     const taken: number[] = [];
     for (let i = 0; i < state.length; i++) {
       if (!this.request.takes(state[i]!)) continue;
       const part = clip({ offset: offset[i]!, length: length[i]! }, this.request.range);
       taken.push(part.offset, part.length);
     }
-    return taken;
+    return new Float64Array(taken);
   }
 
   private stopped(): boolean {
@@ -119,49 +122,28 @@ class Chunks {
     return this.pace.bounds(speed, iops);
   }
 
-  private async addAll(ranges: ArrayLike<number>): Promise<void> {
-    let bounds = this.bounds();
-    for (let i = 0; i < ranges.length; i += 2) {
-      const end = ranges[i]! + ranges[i + 1]!;
-      for (let at = ranges[i]!; at < end && !this.stopped();) {
-        const piece = Math.min(end - at, Math.max(0, bounds.bytes - this.pendingBytes));
-        if (piece > 0) {
-          this.pending.push(at, piece);
-          this.pendingBytes += piece;
-          at += piece;
-        }
-        if (this.pendingBytes >= bounds.bytes || this.pending.length >= bounds.ranges * 2) {
-          await this.dispatch();
-          bounds = this.bounds();
-        }
-      }
-    }
-  }
-
-  /** Sends what is pending on its way, once the depth, the throttle and the space allow it. */
+  /** Sends a chunk on its way, once the depth, the throttle and the space allow it. */
   private async dispatch(): Promise<void> {
     const { control } = this;
-    while (this.pendingBytes > 0) {
-      while (!this.pace.admits(this.inFlight.size, this.bytesInFlight)) {
-        await Promise.race(this.inFlight);
-      }
-      const cut = this.takePending(this.bounds().bytes);
-      await control.throttle.take(bytesOf(cut), cut.length / 2, control.signal);
-      await control.unpaused();
-      if (this.stopped()) return;
-      // Last: what is free may have changed while the run waited.
-      const elapsed = this.start(Float64Array.from(await this.withinRoom(cut)));
-      // A guest gets its time now; else the next chunk is put together meanwhile.
-      const rests = this.pace.rests && (await control.live());
-      if (rests) await systemClock.sleep(await elapsed, control.signal);
+    while (!this.pace.admits(this.inFlight.size, this.bytesInFlight)) {
+      await Promise.race(this.inFlight);
     }
+    const cut = this.pending.take(this.bounds());
+    await control.throttle.take(bytesOf(cut), cut.length / 2, control.signal);
+    await control.unpaused();
+    if (this.stopped()) return;
+    // Last: what is free may have changed while the run waited.
+    const elapsed = this.start(await this.withinRoom(cut));
+    // A guest gets its time now; else the next chunk is put together meanwhile.
+    const rests = this.pace.rests && (await control.live());
+    if (rests) await systemClock.sleep(await elapsed, control.signal);
   }
 
   /**
    * As much of a chunk as may be allocated; the rest is pending again. Throws KEEP_FREE if nothing
    * may.
    */
-  private async withinRoom(chunk: number[]): Promise<number[]> {
+  private async withinRoom(chunk: Float64Array): Promise<Float64Array> {
     const { path, granularity } = this.request;
     const wanted = bytesOf(chunk);
     let room = await this.roomFor(wanted);
@@ -174,9 +156,8 @@ class Chunks {
     if (left >= wanted) return chunk;
     const most = roundDown(left, granularity);
     if (most <= 0) throw errors.keepFree(path, room.keepFree, room.available);
-    this.pending = [...chunk, ...this.pending];
-    this.pendingBytes += wanted;
-    return this.takePending(most);
+    this.pending.putBack(chunk);
+    return this.pending.take({ bytes: most, ranges: Infinity });
   }
 
   /** Without what the route takes beside its ranges. */
@@ -184,27 +165,6 @@ class Chunks {
     const beside = (await this.session.takesBeside?.()) ?? 0;
     const room = await this.control.room(wanted + this.bytesInFlight + beside);
     return { ...room, bytes: room.bytes - beside };
-  }
-
-  private takePending(most: number): number[] {
-    const all = this.pending;
-    const taken: number[] = [];
-    this.pending = [];
-    if (most >= this.pendingBytes) {
-      this.pendingBytes = 0;
-      return all;
-    }
-    let left = most;
-    for (let i = 0; i < all.length; i += 2) {
-      const offset = all[i]!;
-      const length = all[i + 1]!;
-      const piece = Math.min(length, left);
-      if (piece > 0) taken.push(offset, piece);
-      if (piece < length) this.pending.push(offset + piece, length - piece);
-      left -= piece;
-    }
-    this.pendingBytes -= most;
-    return taken;
   }
 
   /** Resolves with the milliseconds that the chunk took; failures are kept for later. */
@@ -251,10 +211,4 @@ class Chunks {
   throwFailure(): void {
     if (this.failure) throw this.failure.error;
   }
-}
-
-function bytesOf(ranges: ArrayLike<number>): number {
-  let bytes = 0;
-  for (let i = 1; i < ranges.length; i += 2) bytes += ranges[i]!;
-  return bytes;
 }

@@ -8,7 +8,7 @@ import { repository } from '../support/processes.js';
 const LAYERS = [
   ['types', 'mapped'],
   ['errors'],
-  ['range', 'range-list', 'units', 'extent'],
+  ['range', 'range-list', 'range-queue', 'units', 'extent'],
   ['align', 'read-ahead', 'extent-iterator', 'secret'],
   ['nbd/abort-groups', 'nbd/errors', 'nbd/protocol', 'nbd/queue'],
   ['nbd/uri', 'nbd/inbox', 'nbd/replies'],
