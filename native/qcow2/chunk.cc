@@ -51,25 +51,33 @@ Outcome Chunk::loadTables(Io& io, Refcounts* counts) {
   return {};
 }
 
+// Entries for which the rules say the same, too.
+EntryRun Chunk::runAt(size_t index, uint64_t from, uint64_t end) {
+  const uint64_t start = tables_[index].l1Index * image_.geometry.tableEntries();
+  const uint64_t stop = rules_.alikeUntil(start + from, start + end) - start;
+  return loadRun(image_, bytesOf(index), start, from, stop);
+}
+
 Outcome Chunk::examine(size_t index) {
   const Geometry& geometry = image_.geometry;
   ChunkTable& table = tables_[index];
-  const uint64_t firstCluster = table.l1Index * geometry.tableEntries();
-  for (uint64_t i = table.firstEntry; i < table.endEntry; i++) {
-    const Entry entry = loadEntry(geometry, bytesOf(index), i);
-    const uint64_t guest = firstCluster + i;
-    if (const char* fault = entryFault(image_, entry, guest))
+  const uint64_t start = table.l1Index * geometry.tableEntries();
+  for (uint64_t i = table.firstEntry; i < table.endEntry;) {
+    const uint64_t guest = start + i;
+    const EntryRun run = runAt(index, i, table.endEntry);
+    i += run.count;
+    if (const char* fault = entryFault(image_, run.first, guest))
       return Outcome::refused(Code::corrupt, fault,
                               Range{guest << geometry.clusterBits, geometry.clusterSize()});
-    const Decision decision = rules_.decide(entry, guest);
+    const Decision decision = rules_.decide(run.first, guest);
     if (decision.action == Action::populate)
       return Outcome::refused(Code::needsPopulate, "content comes from the backing file",
                               Range{guest << geometry.clusterBits, geometry.clusterSize()});
-    noteEntry(entry, guest, decision);
+    for (uint64_t k = 0; k < run.count; k++) noteEntry(run.at(k), guest + k, decision);
     if (decision.action == Action::keep) continue;
     table.changed = true;
-    table.dirtyFirst = std::min(table.dirtyFirst, i);
-    table.dirtyEnd = i + 1;
+    table.dirtyFirst = std::min(table.dirtyFirst, i - run.count);
+    table.dirtyEnd = i;
   }
   if (table.changed) hasChanges_ = true;
   if (table.changed && !table.owned) tablesNeeded_++;
@@ -133,36 +141,41 @@ Entry Chunk::mapped(Entry entry, uint64_t hostCluster, bool zero) const {
   return entry;
 }
 
+// Subclusters that have no state yet read as zeros from now on.
+Entry Chunk::zeroed(Entry entry) {
+  entry.bitmap |= (~entry.bitmap & kAllAllocated & ~(entry.bitmap >> 32)) << 32;
+  return entry;
+}
+
+Entry Chunk::filled(Entry entry) const {
+  entry.word &= ~kZero;
+  if (image_.geometry.extended) entry.bitmap = kAllAllocated;
+  return entry;
+}
+
 void Chunk::assign(const std::vector<Supply>& supply) {
-  const Geometry& geometry = image_.geometry;
-  size_t next = 0;
-  uint64_t used = 0;
+  Dealer dealer{supply};
   for (size_t t = 0; t < tables_.size(); t++) {
     const ChunkTable& table = tables_[t];
-    for (uint64_t i = table.dirtyFirst; table.changed && i < table.dirtyEnd; i++) {
-      Entry entry = loadEntry(geometry, bytesOf(t), i);
-      const uint64_t guest = table.l1Index * geometry.tableEntries() + i;
-      const Action action = rules_.decide(entry, guest).action;
-      if (action == Action::keep) continue;
-      if (action == Action::zeroBits) {
-        entry.bitmap |= (~entry.bitmap & kAllAllocated & ~(entry.bitmap >> 32)) << 32;
-      } else if (action == Action::fill) {
-        entry.word &= ~kZero;
-        if (geometry.extended) entry.bitmap = kAllAllocated;
-      } else if (geometry.externalData) {
-        entry = mapped(entry, guest, rules_.plain());
-      } else {
-        if (entry.offset() != 0) replaced_.push_back(entry.offset() >> geometry.clusterBits);
-        const bool zero = supply[next].zero || rules_.plain();
-        entry = mapped(entry, supply[next].clusters.first + used, zero);
-        if (++used == supply[next].clusters.count) {
-          next++;
-          used = 0;
-        }
-      }
-      storeEntry(geometry, bytesOf(t), i, entry);
+    const uint64_t start = table.l1Index * image_.geometry.tableEntries();
+    for (uint64_t i = table.dirtyFirst; table.changed && i < table.dirtyEnd;) {
+      const EntryRun run = runAt(t, i, table.dirtyEnd);
+      const Action action = rules_.decide(run.first, start + i).action;
+      for (uint64_t k = 0; action != Action::keep && k < run.count; k++)
+        storeEntry(image_.geometry, bytesOf(t), i + k,
+                   changed(run.at(k), start + i + k, action, &dealer));
+      i += run.count;
     }
   }
+}
+
+Entry Chunk::changed(Entry entry, uint64_t guestCluster, Action action, Dealer* dealer) {
+  if (action == Action::zeroBits) return zeroed(entry);
+  if (action == Action::fill) return filled(entry);
+  if (image_.geometry.externalData) return mapped(entry, guestCluster, rules_.plain());
+  if (entry.offset() != 0) replaced_.push_back(entry.offset() >> image_.geometry.clusterBits);
+  const Supply dealt = dealer->next();
+  return mapped(entry, dealt.clusters.first, dealt.zero || rules_.plain());
 }
 
 std::vector<ClusterRun> Chunk::takeMapped() {

@@ -27,6 +27,27 @@ struct Supply {
   bool zero = false;  ///< reads as zeros for certain
 };
 
+/// Deals a supply out, one cluster at a time.
+class Dealer {
+ public:
+  explicit Dealer(const std::vector<Supply>& supply) : supply_(supply) {}
+
+  Supply next() {
+    const Supply& from = supply_[at_];
+    const Supply dealt{ClusterRun{from.clusters.first + used_, 1}, from.zero};
+    if (++used_ == from.clusters.count) {
+      at_++;
+      used_ = 0;
+    }
+    return dealt;
+  }
+
+ private:
+  const std::vector<Supply>& supply_;
+  size_t at_ = 0;
+  uint64_t used_ = 0;
+};
+
 /// A bounded piece of the guest range with its L2 tables in memory: first read, then changed there.
 class Chunk {
  public:
@@ -67,7 +88,11 @@ class Chunk {
   void noteEntry(Entry entry, uint64_t guestCluster, Decision decision);
   void noteZeros(Entry entry, uint64_t guestCluster);
   bool isFilled(Action action) const;
+  EntryRun runAt(size_t table, uint64_t from, uint64_t end);
+  Entry changed(Entry entry, uint64_t guestCluster, Action action, Dealer* dealer);
   Entry mapped(Entry entry, uint64_t hostCluster, bool zero) const;
+  static Entry zeroed(Entry entry);
+  Entry filled(Entry entry) const;
 
   const Image& image_;
   const Request& request_;

@@ -38,8 +38,8 @@ Rules::Rules(const Image& image, const Request& request)
   backedClusters_ = geometry_.clustersFor(std::min(request.backingEnd, geometry_.virtualSize));
 }
 
-Decision Rules::decideAbsent(uint64_t guestCluster) const {
-  return Decision{guestCluster < backedClusters_ ? Action::populate : Action::map, false};
+uint64_t Rules::alikeUntil(uint64_t guestCluster, uint64_t end) const {
+  return guestCluster < backedClusters_ ? std::min(end, backedClusters_) : end;
 }
 
 Decision Rules::decide(Entry entry, uint64_t guestCluster) const {
@@ -51,7 +51,7 @@ Decision Rules::decide(Entry entry, uint64_t guestCluster) const {
   if (host && entry.isZero() && plain_) return Decision{moves ? Action::map : Action::fill, false};
   if (host) return Decision{Action::keep, moves};
   if (entry.isZero()) return Decision{Action::map, false};
-  return decideAbsent(guestCluster);
+  return Decision{backed ? Action::populate : Action::map, false};
 }
 
 Decision Rules::decideSubclusters(Entry entry, bool host, bool backed) const {
@@ -86,15 +86,18 @@ Outcome measureDemand(Io& io, const Image& image, const Rules& rules, Refcounts*
       return {};
     }
     const uint64_t index = at / entries;
-    const uint64_t end = std::min(rules.clusters().end(), (index + 1) * entries);
+    const uint64_t start = index * entries;
+    const uint64_t end = std::min(rules.clusters().end(), start + entries);
     const uint8_t* table = nullptr;
     Outcome outcome = reader.get(index, &table);
     if (!outcome.ok()) return outcome;
     const Demand before = *demand;
-    if (table == nullptr) note(geometry, rules.decideAbsent(at), at, end - at, demand);
-    for (uint64_t cluster = at; table != nullptr && cluster < end; cluster++) {
-      const Entry entry = loadEntry(geometry, table, cluster % entries);
-      note(geometry, rules.decide(entry, cluster), cluster, 1, demand);
+    for (uint64_t cluster = at; cluster < end;) {
+      const uint64_t stop = rules.alikeUntil(cluster, end);
+      EntryRun run{Entry{}, stop - cluster};
+      if (table != nullptr) run = loadRun(image, table, start, cluster - start, stop - start);
+      note(geometry, rules.decide(run.first, cluster), cluster, run.count, demand);
+      cluster += run.count;
     }
     const bool changes = demand->data != before.data || demand->changes != before.changes;
     bool owned = table != nullptr;

@@ -43,7 +43,8 @@ class Rules {
   Rules(const Image& image, const Request& request);
 
   Decision decide(Entry entry, uint64_t guestCluster) const;
-  Decision decideAbsent(uint64_t guestCluster) const;
+  /// Up to which cluster, `end` at most, entries that say the same are decided alike.
+  uint64_t alikeUntil(uint64_t guestCluster, uint64_t end) const;
 
   /// The guest clusters of the request.
   ClusterRun clusters() const { return clusters_; }

@@ -43,8 +43,39 @@ inline Range compressedRange(const Geometry& geometry, Entry entry) {
   return Range{offset, end - offset};
 }
 
+/// Neighbours in a table that say the same, of clusters that follow each other on the host or have
+/// no place there.
+struct EntryRun {
+  Entry first;
+  uint64_t count = 1;
+  uint64_t step = 0;  ///< bytes from one place on the host to the next
+
+  Entry at(uint64_t i) const { return Entry{first.word + i * step, first.bitmap}; }
+};
+
 /// Why the entry contradicts the specification or the image; nullptr where it does not.
 /// `guestCluster` is the entry's place on the virtual disk.
 const char* entryFault(const Image& image, Entry entry, uint64_t guestCluster);
+
+/// The run that starts at `index` of a table that describes the guest from `guestStart` (a cluster)
+/// on, and ends before `end`. entryFault() of its first entry goes for all: what they differ in is
+/// an offset that grows, so that the last is the one to be out of bounds, and a run that has such a
+/// one is cut to its first.
+inline EntryRun loadRun(const Image& image, const uint8_t* table, uint64_t guestStart,
+                        uint64_t index, uint64_t end) {
+  const Geometry& geometry = image.geometry;
+  EntryRun run{loadEntry(geometry, table, index)};
+  if (run.first.isCompressed()) return run;
+  if (run.first.hasHost(geometry.externalData)) run.step = geometry.clusterSize();
+  const auto goesOn = [&](uint64_t count) {
+    const Entry next = loadEntry(geometry, table, index + count);
+    return next.word == run.at(count).word && next.bitmap == run.first.bitmap;
+  };
+  while (index + run.count < end && goesOn(run.count)) run.count++;
+  const uint64_t last = run.count - 1;
+  if (last > 0 && entryFault(image, run.at(last), guestStart + index + last) != nullptr)
+    run.count = 1;
+  return run;
+}
 
 }  // namespace thicken::qcow2

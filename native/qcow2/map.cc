@@ -101,9 +101,13 @@ Outcome faultAt(const char* fault, Range guest) {
                           guest);
 }
 
+bool hasParts(const Geometry& geometry, Entry entry) {
+  return geometry.extended && !entry.isCompressed() && entry.bitmap != kAllAllocated;
+}
+
 void addEntry(const Image& image, Entry entry, Range guest, Collector* collector) {
   const Geometry& geometry = image.geometry;
-  if (geometry.extended && !entry.isCompressed() && entry.bitmap != kAllAllocated) {
+  if (hasParts(geometry, entry)) {
     addSubclusters(image, entry, guest, collector);
     return;
   }
@@ -117,13 +121,16 @@ void addEntry(const Image& image, Entry entry, Range guest, Collector* collector
 Outcome addTable(const Image& image, const uint8_t* table, uint64_t end, uint64_t* at,
                  Collector* collector) {
   const Geometry& geometry = image.geometry;
+  const uint64_t start = (*at >> geometry.clusterBits) & ~(geometry.tableEntries() - 1);
+  const uint64_t last = geometry.clustersFor(end) - start;
   while (*at < end && !collector->isFull()) {
     const uint64_t cluster = *at >> geometry.clusterBits;
-    const uint64_t stop = std::min(end, (cluster + 1) << geometry.clusterBits);
-    const Entry entry = loadEntry(geometry, table, cluster % geometry.tableEntries());
+    const EntryRun run = loadRun(image, table, start, cluster - start, last);
+    const uint64_t count = hasParts(geometry, run.first) ? 1 : run.count;
+    const uint64_t stop = std::min(end, (cluster + count) << geometry.clusterBits);
     const Range guest{*at, stop - *at};
-    if (const char* fault = entryFault(image, entry, cluster)) return faultAt(fault, guest);
-    addEntry(image, entry, guest, collector);
+    if (const char* fault = entryFault(image, run.first, cluster)) return faultAt(fault, guest);
+    addEntry(image, run.first, guest, collector);
     *at = stop;
   }
   return {};

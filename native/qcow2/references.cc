@@ -66,24 +66,26 @@ class L1Walk {
     const uint8_t* table = nullptr;
     if (outcome.ok()) outcome = tables_.get(index, &table);
     const uint64_t entries = geometry.tableEntries();
-    for (uint64_t i = 0; outcome.ok() && i < entries; i++) {
-      const Entry entry = loadEntry(geometry, table, i);
-      if ((entry.word | entry.bitmap) == 0) continue;
-      const uint64_t guest = index * entries + i;
-      if (const char* fault = entryFault(image_, entry, guest))
+    const uint64_t start = index * entries;
+    for (uint64_t i = 0; outcome.ok() && i < entries;) {
+      const EntryRun run = loadRun(image_, table, start, i, entries);
+      if (const char* fault = entryFault(image_, run.first, start + i))
         return Outcome::refused(Code::corrupt, std::string(fault) + "; `qemu-img check` tells more",
                                 Range{(l1_[index] & kOffsetMask) + i * geometry.entrySize(), 8});
-      outcome = addEntry(entry);
+      outcome = addEntries(run);
+      i += run.count;
     }
     return outcome;
   }
 
-  Outcome addEntry(Entry entry) {
+  Outcome addEntries(const EntryRun& run) {
     const Geometry& geometry = image_.geometry;
+    const Entry entry = run.first;
     if (entry.isCompressed())
       return add(clustersOf(geometry, compressedRange(geometry, entry)), Use::guest, false, true);
     if (geometry.externalData || entry.offset() == 0) return {};
-    return add(ClusterRun{entry.offset() >> geometry.clusterBits, 1}, Use::guest, entry.isCopied());
+    const ClusterRun clusters{entry.offset() >> geometry.clusterBits, run.count};
+    return add(clusters, Use::guest, entry.isCopied());
   }
 
   Outcome add(ClusterRun clusters, Use use, bool copied, bool packed = false) {
