@@ -152,6 +152,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   progress->beside = bytes(beside_);
   if (failed_ || rules_ == nullptr)
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
+  if (stops(cancel, progress)) return {};
   const Geometry& geometry = image_.geometry;
   Request part = request_;
   part.range = piece;
@@ -169,7 +170,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   if (!outcome.ok()) return outcome;
   const Choice choice = choose(&chunk);
   outcome = provide(&chunk, choice, cancel, progress);
-  if (!outcome.ok() || progress->cancelled) return outcome;
+  if (!outcome.ok() || progress->stopped()) return outcome;
   failed_ = true;
   if (chunk.hasChanges()) outcome = commit(&chunk, choice);
   if (!outcome.ok()) return outcome;
@@ -241,6 +242,17 @@ Outcome Allocator::checkRaw(Range piece) {
       piece);
 }
 
+bool Allocator::isDisturbed() {
+  return file_.disturbed() || (dataFile_ != nullptr && dataFile_->disturbed());
+}
+
+// Asked between bounded pieces: what was proven of the files may be no more.
+bool Allocator::stops(const CancelFlag& cancel, Progress* progress) {
+  progress->cancelled = cancel.isSet();
+  progress->disturbed = isDisturbed();
+  return progress->stopped();
+}
+
 // `write`: also to what reads as zeros already.
 Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                              Progress* progress) {
@@ -249,10 +261,7 @@ Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const
     const uint64_t end =
         external ? std::min(range.end(), image_.geometry.virtualSize) : range.end();
     for (uint64_t at = range.offset; at < end; at += kZeroPiece) {
-      if (cancel.isSet()) {
-        progress->cancelled = true;
-        return {};
-      }
+      if (stops(cancel, progress)) return {};
       Io& io = external ? *dataFile_ : file_;
       const Range piece{at, std::min(kZeroPiece, end - at)};
       Outcome outcome = checkRaw(piece);
@@ -261,8 +270,10 @@ Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const
       if (!status.ok()) return Outcome::of(status);
     }
   }
+  // What was opened meanwhile is looked at before it is mapped.
+  if (ranges.empty() || stops(cancel, progress)) return {};
   // The tables, which are to say that this is data, lie in another file.
-  return external && !ranges.empty() ? Outcome::of(dataFile_->sync()) : Outcome{};
+  return external ? Outcome::of(dataFile_->sync()) : Outcome{};
 }
 
 // Space for all that the chunk will refer to. Nothing refers to it yet.
@@ -283,7 +294,7 @@ Outcome Allocator::provide(Chunk* chunk, const Choice& choice, const CancelFlag&
   if (outcome.ok() && !metadata) outcome = provideMapped(chunk, progress);
   const bool full = request_.level == Level::full;
   if (outcome.ok()) outcome = fillZeros(chunk->zeroRanges(), full, cancel, progress);
-  if (hasReserved || !outcome.ok() || progress->cancelled || full || request_.zerosFollow)
+  if (hasReserved || !outcome.ok() || progress->stopped() || full || request_.zerosFollow)
     return outcome;
   // Without fallocate(2), new clusters get their blocks by being written.
   std::vector<Range> fresh;

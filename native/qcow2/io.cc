@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../gate.h"
 #include "../io.h"
 #include "../zero.h"
 
@@ -92,6 +93,8 @@ Status FileIo::size(uint64_t* bytes) {
   *bytes = static_cast<uint64_t>(facts.st_size);
   return {};
 }
+
+bool FileIo::disturbed() { return gate_ != nullptr && gate_->disturbed(); }
 
 Status readPadded(Io& io, Range range, void* data) {
   if (range.length == 0) return {};

@@ -6,7 +6,11 @@
 
 #include "../status.h"
 
-namespace thicken::qcow2 {
+namespace thicken {
+
+class OpenGate;
+
+namespace qcow2 {
 
 /// All that the qcow2 code does to a file. Tests record it, or put memory in its place.
 class Io {
@@ -30,14 +34,17 @@ class Io {
   /// fdatasync(2): all that came before is on the disk when it returns.
   virtual Status sync() = 0;
   virtual Status size(uint64_t* bytes) = 0;
+  /// Whether somebody has opened the file since it was proven that nobody else writes to it.
+  virtual bool disturbed() { return false; }
 };
 
 /// A descriptor of a regular file; it stays the caller's.
 class FileIo final : public Io {
  public:
   /// `directFd` is open with O_DIRECT, or -1; zeros go through it where `directAlignment` fits.
-  explicit FileIo(int fd, int directFd = -1, uint64_t directAlignment = 0)
-      : fd_(fd), directFd_(directFd), directAlignment_(directAlignment) {}
+  /// `gate` watches the file, and stays the caller's.
+  explicit FileIo(int fd, int directFd = -1, uint64_t directAlignment = 0, OpenGate* gate = nullptr)
+      : fd_(fd), directFd_(directFd), directAlignment_(directAlignment), gate_(gate) {}
 
   Status read(Range range, void* data, size_t* got) override;
   Status write(Range range, const void* data) override;
@@ -47,6 +54,7 @@ class FileIo final : public Io {
   Status unshare(Range range) override;
   Status sync() override;
   Status size(uint64_t* bytes) override;
+  bool disturbed() override;
 
  private:
   bool isDirect(Range range) const;
@@ -56,9 +64,11 @@ class FileIo final : public Io {
   int fd_;
   int directFd_;
   uint64_t directAlignment_;
+  OpenGate* gate_;
 };
 
 /// Reads exactly `range`; bytes past the end of the file are zeros.
 Status readPadded(Io& io, Range range, void* data);
 
-}  // namespace thicken::qcow2
+}  // namespace qcow2
+}  // namespace thicken
