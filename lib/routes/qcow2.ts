@@ -5,7 +5,7 @@ import { Qcow2Allocation } from '../qcow2/allocation.js';
 import { HostFill } from '../qcow2/host-fill.js';
 import type { Qcow2Files } from '../qcow2/tables.js';
 import type { ByteRange } from '../types.js';
-import type { Route, RouteRequest, RouteSession } from './route.js';
+import type { Cut, Route, RouteRequest, RouteSession } from './route.js';
 import { ZERO_CHUNK } from './zero-writer.js';
 
 const MIB = 2 ** 20;
@@ -18,8 +18,6 @@ export interface Qcow2Context extends RouteRequest {
   /** Bytes of the virtual disk, and of a cluster. */
   size: number;
   granularity: number;
-  /** Whether some clusters are made zeros before they are mapped. */
-  writesZeros: boolean;
 }
 
 /**
@@ -30,9 +28,13 @@ export interface Qcow2Context extends RouteRequest {
 const AHEAD = 2 * GIB;
 
 /** Where nothing is written but tables, a chunk is as large as its file system call may last. */
-const TABLES_ONLY = { chunk: { bytes: 64 * GIB, ranges: 65_536 }, depth: 1 };
+const TABLES_ONLY = cutOf({ bytes: 64 * GIB, ranges: 65_536 });
 /** Without fallocate(2), clusters get their blocks by being written; what may hold old bytes gets zeros. */
-const WRITTEN = { chunk: { bytes: 64 * MIB, ranges: 1024 }, depth: 1 };
+const WRITTEN = cutOf({ bytes: 64 * MIB, ranges: 1024 });
+
+function cutOf(chunk: Cut['chunk']) {
+  return { chunk, most: chunk, depth: 1 };
+}
 
 class Qcow2Session implements RouteSession {
   /** One after the other: tables are changed by one call at a time, and only while no zeros are written. */
@@ -58,6 +60,14 @@ class Qcow2Session implements RouteSession {
       await allocation[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** By the tables as they are under the locks: what was copied into the image before has changed them. */
+  get cut() {
+    const { level, files } = this.context;
+    if (level === 'full') return ZERO_CHUNK;
+    const { fallocate } = files.file.filesystem.abilities;
+    return fallocate && !this.allocation.writesZeros ? TABLES_ONLY : WRITTEN;
   }
 
   async run(ranges: Float64Array, cancel: CancelFlag): Promise<Work> {
@@ -121,13 +131,9 @@ class Qcow2Session implements RouteSession {
 }
 
 export function qcow2Route(context: Qcow2Context): Route {
-  const { fallocate } = context.files.file.filesystem.abilities;
-  const tablesOnly = fallocate && !context.writesZeros;
-  const cut = context.level === 'full' ? ZERO_CHUNK : tablesOnly ? TABLES_ONLY : WRITTEN;
   return {
     name: 'qcow2',
-    ...cut,
-    most: cut.chunk,
+    ...WRITTEN,
     adapts: 'no',
     open: (cancel) => Qcow2Session.open(context, cancel),
   };

@@ -9,6 +9,7 @@ import { readFilesystem } from '../../lib/filesystem.js';
 import { open } from '../../lib/index.js';
 import { native } from '../../lib/native.js';
 import { findNeeds } from '../../lib/qcow2/needs.js';
+import { qcow2Route } from '../../lib/routes/qcow2.js';
 import type { Verdict } from '../../lib/types.js';
 import { create } from '../native/qcow2-cases.js';
 import { check, CLEAN, GiB, KiB, MiB, qemuImg, qemuIo } from '../native/qcow2-tool.js';
@@ -438,6 +439,29 @@ describe.runIf(mountable)('zeros of full', () => {
     if (version === 2 && type === 'ext4') expect(mapped).toBeLessThan(most);
     expect(await check(file)).toMatchObject({ corruptions: 0, 'check-errors': 0 });
     await qemuIo(file, ['read -P 0 0 64M']);
+  });
+});
+
+describe.runIf(able)('chunks', () => {
+  it('are cut by the tables as they are once the locks are held', async () => {
+    const file = scratchPath('image.qcow2');
+    await create(file, base, 64 * MiB);
+    await using descriptor = await Descriptor.open(file, READ_ONLY);
+    const files = { file: new FileExtents(descriptor, await readFilesystem(descriptor)), data: null };
+    const range = { offset: 0, length: 64 * MiB };
+    const request = { level: 'falloc', exclusive: false, keepsFree: false, range } as const;
+    const route = qcow2Route({ ...request, image: descriptor, files, size: range.length, granularity: base.clusterSize });
+    const cutNow = async () => {
+      await using session = await route.open(new (native().CancelFlag)());
+      return session.cut?.chunk.bytes;
+    };
+    const tablesOnly = await cutNow();
+    expect(tablesOnly).toBeGreaterThan(GiB);
+    // What has storage and is marked as zeros is made zeros first.
+    await qemuIo(file, ['write 1M 1M', 'write -z 1M 1M']);
+    expect(await cutNow()).toBe(64 * MiB);
+    await qemuIo(file, ['write 1M 1M']);
+    expect(await cutNow()).toBe(tablesOnly);
   });
 });
 
