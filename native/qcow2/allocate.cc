@@ -30,7 +30,9 @@ Outcome Allocator::prepare(const Request& request, const CancelFlag& cancel, boo
   leak_ = 0;
   grown_ = false;
   failed_ = true;
+  dataSize_ = 0;
   Outcome outcome = checkWritable(image_.header);
+  if (outcome.ok()) outcome = checkSizes();
   if (outcome.ok()) outcome = surveyImage(file_, image_, cancel, &survey_);
   Demand demand;
   if (outcome.ok() && !survey_.cancelled)
@@ -152,7 +154,8 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   progress->beside = bytes(beside_);
   if (failed_ || rules_ == nullptr)
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
-  if (stops(cancel, progress)) return {};
+  Outcome outcome = poll(cancel, progress);
+  if (!outcome.ok() || progress->stopped()) return outcome;
   const Geometry& geometry = image_.geometry;
   Request part = request_;
   part.range = piece;
@@ -162,7 +165,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
     return {};
   }
   Chunk chunk(image_, request_, *rules_);
-  Outcome outcome = chunk.load(file_, clusters, &counts_);
+  outcome = chunk.load(file_, clusters, &counts_);
   const bool writes = chunk.hasChanges() || !chunk.zeroRanges().empty();
   if (outcome.ok() && writes) outcome = clearAutoclear();
   if (outcome.ok() && chunk.hasChanges())
@@ -170,6 +173,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   if (!outcome.ok()) return outcome;
   const Choice choice = choose(&chunk);
   outcome = provide(&chunk, choice, cancel, progress);
+  if (outcome.ok() && !progress->stopped()) outcome = checkSizes();
   if (!outcome.ok() || progress->stopped()) return outcome;
   failed_ = true;
   if (chunk.hasChanges()) outcome = commit(&chunk, choice);
@@ -253,6 +257,24 @@ bool Allocator::stops(const CancelFlag& cancel, Progress* progress) {
   return progress->stopped();
 }
 
+// To cut a file off by its name needs no open. What was there is gone, and a write would grow it again.
+Outcome Allocator::checkSizes() {
+  uint64_t size = 0;
+  uint64_t dataSize = 0;
+  Status status = file_.size(&size);
+  if (status.ok() && dataFile_ != nullptr) status = dataFile_->size(&dataSize);
+  if (!status.ok()) return Outcome::of(status);
+  if (size < image_.fileSize || dataSize < dataSize_)
+    return Outcome::refused(Code::stale, "a file of the image has become shorter");
+  dataSize_ = dataSize;
+  return {};
+}
+
+// Comes before each bounded piece of work.
+Outcome Allocator::poll(const CancelFlag& cancel, Progress* progress) {
+  return stops(cancel, progress) ? Outcome{} : checkSizes();
+}
+
 // `write`: also to what reads as zeros already.
 Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                              Progress* progress) {
@@ -261,10 +283,11 @@ Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const
     const uint64_t end =
         external ? std::min(range.end(), image_.geometry.virtualSize) : range.end();
     for (uint64_t at = range.offset; at < end; at += kZeroPiece) {
-      if (stops(cancel, progress)) return {};
+      Outcome outcome = poll(cancel, progress);
+      if (!outcome.ok() || progress->stopped()) return outcome;
       Io& io = external ? *dataFile_ : file_;
       const Range piece{at, std::min(kZeroPiece, end - at)};
-      Outcome outcome = checkRaw(piece);
+      outcome = checkRaw(piece);
       if (!outcome.ok()) return outcome;
       Status status = write ? io.writeZeros(piece) : io.clear(piece);
       if (!status.ok()) return Outcome::of(status);

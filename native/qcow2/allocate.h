@@ -134,6 +134,8 @@ class Allocator {
   Outcome release(uint64_t cluster);
   bool isDisturbed();
   bool stops(const CancelFlag& cancel, Progress* progress);
+  Outcome checkSizes();
+  Outcome poll(const CancelFlag& cancel, Progress* progress);
   Outcome freeLeaks(Progress* progress);
   Outcome provideLater(const CancelFlag& cancel, Progress* progress);
   Outcome reserveFree(const CancelFlag& cancel, Progress* progress);
@@ -168,6 +170,7 @@ class Allocator {
   uint64_t next_ = 0;          ///< first cluster to choose
   uint64_t inside_ = 0;        ///< clusters that copies surely take of free ones in the file
   uint64_t beside_ = 0;        ///< clusters that tables and counts are still to take
+  uint64_t dataSize_ = 0;      ///< bytes that the data file had at least
   uint64_t zeroFrom_ = 0;      ///< clusters from here on were beyond the end of the file
   std::vector<Part> lacking_;  ///< of tables, without blocks of their own
   size_t leak_ = 0;            ///< first leak that is left

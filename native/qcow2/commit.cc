@@ -174,13 +174,14 @@ Outcome Allocator::release(uint64_t cluster) {
 }
 
 Outcome Allocator::freeLeaks(Progress* progress) {
-  Outcome outcome;
+  Outcome outcome = checkSizes();
   size_t pending = 0;
   const auto flush = [&] {
     if (!outcome.ok() || ++pending % kFreedAtOnce != 0) return;
     outcome = counts_.writeBlocks();
     counts_.trim();
     progress->disturbed = isDisturbed();
+    if (outcome.ok()) outcome = checkSizes();
   };
   progress->disturbed = isDisturbed();
   const auto goesOn = [&] { return outcome.ok() && !progress->disturbed; };
@@ -231,7 +232,8 @@ Outcome Allocator::addBlockRun(const std::vector<ClusterRun>& blocks) {
   if (blocks.empty())
     return Outcome::refused(Code::stale, "the image's counts are not what they were");
   const ClusterRun area{next_, blocks.size()};
-  Outcome outcome = clearAutoclear();
+  Outcome outcome = checkSizes();
+  if (outcome.ok()) outcome = clearAutoclear();
   if (outcome.ok()) outcome = extend(bytes(area.end()));
   for (const ClusterRun& block : blocks) counts_.addBlock(block.first, block.count);
   if (outcome.ok()) outcome = counts_.setRun(area, 1);

@@ -23,7 +23,8 @@ class Io {
   virtual Status write(Range range, const void* data) = 0;
   /// Writes zeros over all of `range`.
   virtual Status writeZeros(Range range) = 0;
-  /// Makes all of `range` read as zeros: what does already need not be written.
+  /// Makes all of `range` read as zeros: what does already need not be written, and nothing is
+  /// behind the end of the file.
   virtual Status clear(Range range) { return writeZeros(range); }
   /// Reserves blocks: fallocate(2) with FALLOC_FL_KEEP_SIZE, or without it, growing the file.
   virtual Status reserve(Range range, bool keepSize) = 0;
@@ -59,6 +60,7 @@ class FileIo final : public Io {
  private:
   bool isDirect(Range range) const;
   Status readBack(Range part, void* data, size_t* got);
+  Status overwrite(Range part);
   Status allocate(int mode, Range range);
 
   int fd_;

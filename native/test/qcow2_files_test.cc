@@ -53,6 +53,13 @@ bool isAll(const std::vector<uint8_t>& bytes, uint8_t value) {
   return std::all_of(bytes.begin(), bytes.end(), [value](uint8_t byte) { return byte == value; });
 }
 
+uint64_t sizeOf(const TemporaryFile& file) {
+  uint64_t size = 0;
+  FileIo io(file.fd());
+  CHECK(io.size(&size).ok());
+  return size;
+}
+
 }  // namespace
 
 TEST(qcow2ClearingEndsWithThePieceInWhichSomebodyOpensTheFile) {
@@ -111,4 +118,66 @@ TEST(qcow2LeaksStayWhereSomebodyHasOpenedTheFile) {
   // What was known of the image is no more.
   gate.reset();
   CHECK(allocator.finish(CancelFlag(), &progress).code == Code::stale);
+}
+
+TEST(qcow2FileThatWasTruncatedIsNotGrownAgain) {
+  for (const Level level : kLevels) {
+    TemporaryFile file;
+    const uint64_t start = layOld(&file);
+    FileIo io(file.fd());
+    const uint64_t cut = start + 4 * kMiB;
+    MeddledIo meddled(io, 2, [&] { file.resize(cut); });
+    const Outcome outcome = allocateAll(meddled, nullptr, everything(level), ~0ull);
+    CHECK(outcome.code == Code::stale || outcome.status.error == ESTALE);
+    // The piece itself was begun before.
+    CHECK(sizeOf(file) == (level == Level::full ? start + 16 * kMiB : cut));
+    CHECK(surveyOf(io).counted == 4);
+  }
+}
+
+TEST(qcow2FileThatIsTruncatedBetweenCallsIsNotGrownAgain) {
+  TemporaryFile file;
+  file.write(0, makeImage(optionsOf()));
+  FileIo io(file.fd());
+  Image image;
+  CHECK(openImage(io, &image).ok());
+  Allocator allocator(io, nullptr, std::move(image));
+  bool cancelled = false;
+  CHECK(allocator.prepare(everything(Level::metadata), CancelFlag(), &cancelled).ok());
+  Progress progress;
+  CHECK(allocator.allocate(Range{0, kDisk / 2}, CancelFlag(), &progress).ok());
+  const uint64_t cut = sizeOf(file) - kMiB;
+  file.resize(cut);
+  CHECK(allocator.allocate(Range{kDisk / 2, kDisk / 2}, CancelFlag(), &progress).code ==
+        Code::stale);
+  CHECK(allocator.finish(CancelFlag(), &progress).code == Code::stale);
+  CHECK(sizeOf(file) == cut);
+}
+
+TEST(qcow2DataFileThatWasTruncatedIsNotGrownAgain) {
+  for (const Level level : kLevels) {
+    TemporaryFile file;
+    TemporaryFile data;
+    file.write(0, makeImage(optionsOf(kExternalDataBit)));
+    data.write(0, std::vector<uint8_t>(kDisk, kOld));
+    FileIo io(file.fd());
+    FileIo dataIo(data.fd());
+    MeddledIo meddled(dataIo, 2, [&] { data.resize(20 * kMiB); });
+    const Outcome outcome = allocateAll(io, &meddled, everything(level), ~0ull);
+    CHECK(outcome.code == Code::stale);
+    CHECK(sizeOf(data) == 20 * kMiB);
+    CHECK(isAll(data.read(16 * kMiB, 4 * kMiB), kOld));
+    CHECK(surveyOf(io).counted == 4);
+  }
+}
+
+TEST(qcow2ClearNeverGrowsAFile) {
+  TemporaryFile file;
+  file.write(0, std::vector<uint8_t>(3 * kMiB + 100, kOld));
+  FileIo io(file.fd());
+  CHECK(io.clear(Range{kMiB, 4 * kMiB}).ok());
+  CHECK(io.clear(Range{8 * kMiB, kMiB}).ok());
+  CHECK(sizeOf(file) == 3 * kMiB + 100);
+  CHECK(isAll(file.read(0, kMiB), kOld));
+  CHECK(isAll(file.read(kMiB, 2 * kMiB + 100), 0));
 }

@@ -25,6 +25,7 @@ import { allocate, hostBytes, keepingContent, mapOf, TOOLS, verify } from './hel
 
 const able = requires({ tools: TOOLS });
 const mountable = requires({ root: true, loop: true, tools: [...TOOLS, 'mkfs.ext4', 'mkfs.xfs'] });
+const truncates = requires({ tools: [...TOOLS, 'perl'] });
 const asOther = requires({ root: true, tools: [...TOOLS, 'setpriv'] });
 const base = { clusterSize: 64 * KiB, version: 3, refcountBits: 16, extended: false } as const;
 
@@ -492,6 +493,29 @@ describe.runIf(mountable)('a cancel', () => {
     cancel.cancel();
     const request = { range: { offset: 0, length: 64 * MiB }, level: 'falloc' } as const;
     await expect(findNeeds(files, request, cancel)).rejects.toMatchObject({ code: 'CANCELLED', path: file });
+  });
+});
+
+describe.runIf(truncates)('a file that is truncated by its name', () => {
+  it.each(['container', 'data file'])('ends the run in an error, and is not grown again: the %s', { timeout: 60_000 }, async (which) => {
+    const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
+    const size = 256 * MiB;
+    const external = which === 'data file';
+    const options = external ? ['-o', `data_file=${data}`] : [];
+    await qemuImg('create', '-q', '-f', 'qcow2', ...options, file, String(size));
+    // Old bytes where clusters are going to be: they are made zeros chunk by chunk.
+    const victim = external ? data : file;
+    await mustRun('sh', ['-c', `yes garbage | head -c ${size} ${external ? '>' : '>>'} ${victim}`]);
+    await using image = await open(file, external ? { format: 'qcow2' } : {});
+    const job = image.allocate({ speed: 64 * MiB });
+    const ended = job.result.catch((caught: unknown) => caught);
+    await new Promise<void>((resolve) => job.on('progress', ({ position }) => position > 0 && resolve()));
+    // Nobody opens it.
+    await mustRun('perl', ['-e', 'truncate $ARGV[0], $ARGV[1] or die', victim, String(size - MiB)]);
+    expect(await ended).toMatchObject({ code: 'CHANGED', path: file });
+    expect(statSync(victim).size).toBe(size - MiB);
+    expect(await check(file)).toMatchObject({ corruptions: 0, 'check-errors': 0 });
+    await keepingContent(file, () => allocate(file, external ? { format: 'qcow2' } : {}));
   });
 });
 
