@@ -276,25 +276,38 @@ Outcome Allocator::poll(const CancelFlag& cancel, Progress* progress) {
 }
 
 // `write`: also to what reads as zeros already.
+Outcome Allocator::fillRange(Io& io, Range range, bool write, const CancelFlag& cancel,
+                             Progress* progress) {
+  for (uint64_t at = range.offset; at < range.end(); at += kZeroPiece) {
+    Outcome outcome = poll(cancel, progress);
+    if (!outcome.ok() || progress->stopped()) return outcome;
+    const Range piece{at, std::min(kZeroPiece, range.end() - at)};
+    outcome = checkRaw(piece);
+    if (!outcome.ok()) return outcome;
+    Status status = write ? io.writeZeros(piece) : io.clear(piece);
+    if (!status.ok()) return Outcome::of(status);
+  }
+  return {};
+}
+
+// The last cluster of a data file may reach behind the virtual disk, where a disk that is made
+// larger finds what lies there. Of a raw data file that is the disk's own, as its readers see it.
 Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                              Progress* progress) {
   const bool external = image_.geometry.externalData;
+  const bool raw = (image_.header.autoclear & kRawDataBit) != 0;
+  Io* io = external ? dataFile_ : &file_;
+  Outcome outcome;
   for (const Range& range : ranges) {
-    const uint64_t end =
-        external ? std::min(range.end(), image_.geometry.virtualSize) : range.end();
-    for (uint64_t at = range.offset; at < end; at += kZeroPiece) {
-      Outcome outcome = poll(cancel, progress);
-      if (!outcome.ok() || progress->stopped()) return outcome;
-      Io& io = external ? *dataFile_ : file_;
-      const Range piece{at, std::min(kZeroPiece, end - at)};
-      outcome = checkRaw(piece);
-      if (!outcome.ok()) return outcome;
-      Status status = write ? io.writeZeros(piece) : io.clear(piece);
-      if (!status.ok()) return Outcome::of(status);
-    }
+    const uint64_t diskEnd = external ? image_.geometry.virtualSize : range.end();
+    const uint64_t end = std::clamp(diskEnd, range.offset, range.end());
+    const Range behind{end, range.end() - end};
+    if (outcome.ok())
+      outcome = fillRange(*io, Range{range.offset, end - range.offset}, write, cancel, progress);
+    if (outcome.ok() && !raw) outcome = fillRange(*io, behind, false, cancel, progress);
   }
   // What was opened meanwhile is looked at before it is mapped.
-  if (ranges.empty() || stops(cancel, progress)) return {};
+  if (!outcome.ok() || ranges.empty() || stops(cancel, progress)) return outcome;
   // The tables, which are to say that this is data, lie in another file.
   return external ? Outcome::of(dataFile_->sync()) : Outcome{};
 }

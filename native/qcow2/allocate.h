@@ -124,6 +124,7 @@ class Allocator {
   Outcome reserve(Io& io, Range range, bool keepSize, Progress* progress);
   Outcome extend(uint64_t end);
   Outcome checkRaw(Range piece);
+  Outcome fillRange(Io& io, Range range, bool write, const CancelFlag& cancel, Progress* progress);
   Outcome fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                     Progress* progress);
   Outcome commit(Chunk* chunk, const Choice& choice);

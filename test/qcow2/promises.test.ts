@@ -56,6 +56,12 @@ async function forgetTable(file: string, index: number): Promise<void> {
   await handle.write(Buffer.alloc(8), 0, 8, Number(header.readBigUInt64BE(40)) + 8 * index);
 }
 
+/** Says that its data file is a raw disk by itself. */
+async function markRaw(file: string): Promise<void> {
+  const RAW = 2;
+  await mustRun('sh', ['-c', `printf '\\00${RAW}' | dd of=${file} bs=1 seek=95 conv=notrunc status=none`]);
+}
+
 async function rewrite(file: string, size: number): Promise<void> {
   const writes = Array.from({ length: size / MiB }, (_, i) => `write -P ${1 + (i % 200)} ${i * MiB} ${MiB}`);
   await qemuIo(file, [...writes, 'flush'], ['-f', 'qcow2', '-t', 'none']);
@@ -232,13 +238,45 @@ describe.runIf(mountable)('clusters that are marked as zeros, and have storage',
     await qemuIo(file, ['read -P 0 0 4k', 'read -P 3 1M 4k', `read -P 0 ${size - 4 * KiB} 4k`], ['-f', 'qcow2']);
   });
 
+  it.each(['', ',extended_l2=on'])('leave nothing old where a disk that is made larger reads it%s', async (options) => {
+    const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
+    const end = size + 5 * KiB;
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${data}${options}`, file, String(end));
+    await mustRun('sh', ['-c', `yes garbage | head -c ${size + MiB} > ${data}`]);
+    for (const preallocation of ['metadata', 'falloc', 'full'] as const) {
+      await allocate(file, { format: 'qcow2', preallocation });
+      const larger = scratchPath('larger.qcow2');
+      await mustRun('cp', [file, larger]);
+      await mustRun('cp', ['--sparse=always', data, `${data}.larger`]);
+      await qemuImg('amend', '-f', 'qcow2', '-o', `data_file=${data}.larger`, larger);
+      await qemuImg('resize', '-q', larger, String(size + 2 * MiB));
+      await qemuIo(larger, [`read -P 0 0 ${size + 2 * MiB}`], ['-f', 'qcow2']);
+    }
+    expect(statSync(data).size).toBe(size + MiB);
+  });
+
+  it.each(['falloc', 'full'] as const)('leave what a raw data file has behind the disk to its readers (%s)', async (preallocation) => {
+    const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
+    const [end, more] = [size + 5 * KiB, 10 * KiB];
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${data}`, file, String(end));
+    await markRaw(file);
+    await mustRun('sh', ['-c', `yes more | head -c ${more} >> ${data}`]);
+    const before = `${data}.before`;
+    await mustRun('cp', [data, before]);
+    await allocate(file, { format: 'qcow2', preallocation });
+    await mustRun('cmp', [before, data]);
+    // It is the disk, and stays so when that is made larger.
+    await qemuImg('resize', '-q', file, String(end + MiB));
+    await qemuImg('compare', '-f', 'raw', '-F', 'qcow2', data, file);
+    await mustRun('cmp', ['-n', String(end + more), before, data]);
+  });
+
   // As QEMU before 6.1 made them over a disk that was there.
   it.each(['falloc', 'full'])('keep what a raw data file has, of which the tables know nothing (%s)', async (preallocation) => {
     const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
     await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${data}`, file, String(size));
     await mustRun('sh', ['-c', `yes content | head -c ${size} > ${data}`]);
-    const RAW = 2;
-    await mustRun('sh', ['-c', `printf '\\00${RAW}' | dd of=${file} bs=1 seek=95 conv=notrunc status=none`]);
+    await markRaw(file);
     const before = await sparseChecksum(data);
     const args = ['allocate', file, '--format', 'qcow2', '--preallocation', preallocation];
     const { status, document } = await cliJson<Refusal>(args);
