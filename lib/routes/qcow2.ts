@@ -72,8 +72,19 @@ class Qcow2Session implements RouteSession {
 
   async run(ranges: Float64Array, cancel: CancelFlag): Promise<Work> {
     const { filled, allocated } = await this.inTurn(() => this.allocate(ranges, cancel));
-    if (allocated.cancelled) return allocated;
+    if (allocated.cancelled) return { ...allocated, allocated: this.reached(ranges, allocated.allocated) };
     return (await filled) ?? { ...allocated, allocated: bytesOf(ranges), skipped: 0 };
+  }
+
+  /** What of `ranges` was done where `bytes` from its start on have been mapped: at `full`, zeros were to follow. */
+  private reached(ranges: Float64Array, bytes: number): number {
+    if (this.context.level === 'full') return 0;
+    const end = ranges[0]! + bytes;
+    let reached = 0;
+    for (let i = 0; i < ranges.length; i += 2) {
+      reached += Math.min(ranges[i + 1]!, Math.max(0, end - ranges[i]!));
+    }
+    return reached;
   }
 
   /** The zeros are begun in the same turn, so that the next one waits for them. */

@@ -10,7 +10,7 @@ import { open } from '../../lib/index.js';
 import { native } from '../../lib/native.js';
 import { findNeeds } from '../../lib/qcow2/needs.js';
 import { qcow2Route } from '../../lib/routes/qcow2.js';
-import type { Verdict } from '../../lib/types.js';
+import type { MapEntry, Verdict } from '../../lib/types.js';
 import { create } from '../native/qcow2-cases.js';
 import { check, CLEAN, GiB, KiB, MiB, qemuImg, qemuIo } from '../native/qcow2-tool.js';
 import { mountFilesystem } from '../support/filesystems.js';
@@ -19,6 +19,7 @@ import { filefrag } from '../support/judges.js';
 import { sparseChecksum } from '../support/patterns.js';
 import { cliMain, mustRun, run } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
+import { waitFor } from '../support/wait.js';
 import { scratchPath } from '../support/scratch.js';
 import { cliJson, type Refusal } from '../storage/helpers.js';
 import { allocate, hostBytes, keepingContent, mapOf, TOOLS, verify } from './helpers.js';
@@ -519,6 +520,40 @@ describe.runIf(mountable)('a cancel', () => {
     expect((await verify(file)).satisfied).toBe(false);
     await keepingContent(file, () => allocate(file));
     expect(hostBytes(file)).toBeGreaterThan(264 * MiB);
+  });
+
+  it.each(['metadata', 'falloc'] as const)('tells what was allocated until then, without what lies between (%s)', { timeout: 60_000 }, async (preallocation) => {
+    const file = scratchPath('image.qcow2');
+    const size = 4 * GiB;
+    await create(file, { ...base, clusterSize: 512 }, size);
+    await allocate(file, { preallocation, offset: 100 * MiB, length: 800 * MiB });
+    const isMapped = ({ data, offset }: MapEntry) => data || offset !== undefined;
+    const mapped = async () => (await mapOf(file)).filter(isMapped).reduce((sum, { length }) => sum + length, 0);
+    const [before, start] = [await mapped(), statSync(file).size];
+    await using image = await open(file);
+    const job = image.allocate({ preallocation });
+    const ended = job.result.catch((caught: unknown) => caught);
+    // One call maps what 16 MiB of tables tell of, which is a GiB here; a chunk is larger.
+    await waitFor('the first call to be at work', async () => statSync(file).size > start);
+    job.cancel();
+    const error = await ended;
+    expect(error).toMatchObject({ code: 'CANCELLED' });
+    const added = (await mapped()) - before;
+    expect(added).toBeGreaterThan(0);
+    expect(added).toBeLessThan(2 * GiB);
+    expect((error as { done: { allocated: number } }).done.allocated).toBe(added);
+  });
+
+  it('of full tells nothing that was not written', async () => {
+    const file = scratchPath('image.qcow2');
+    await create(file, { ...base, clusterSize: 512 }, 4 * GiB);
+    const start = statSync(file).size;
+    await using image = await open(file);
+    const job = image.allocate({ preallocation: 'full' });
+    const ended = job.result.catch((caught: unknown) => caught);
+    await waitFor('the first call to be at work', async () => statSync(file).size > start);
+    job.cancel();
+    expect(await ended).toMatchObject({ code: 'CANCELLED', done: { allocated: 0 } });
   });
 
   it('is heeded while the tables are read', async () => {
