@@ -182,7 +182,7 @@ export interface Qcow2Progress extends Qcow2Outcome {
   cancelled: boolean;
   /** False where the file system has no fallocate(2). */
   reserved: boolean;
-  /** Nothing was done: somebody opened the image. */
+  /** Nor then: somebody opened the image. */
   disturbed: boolean;
 }
 

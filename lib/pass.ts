@@ -81,7 +81,8 @@ class Chunks {
     private readonly control: PassControl,
     live: boolean,
   ) {
-    const { route, granularity } = request;
+    const { granularity } = request;
+    const route = { ...request.route, ...session.cut };
     const chunk = live ? smaller(route.chunk, LIVE_START) : route.chunk;
     this.pace = paceFor({ ...route, chunk }, granularity);
   }

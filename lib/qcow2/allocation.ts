@@ -23,6 +23,9 @@ export interface AllocationOptions extends NeedsRequest {
   keepFree?: AllocationRequest['keepFree'];
 }
 
+/** Less is lost where opens of the image come faster than what a call is given is done. */
+const LEAST_CALL = 2 ** 20;
+
 export class Qcow2Allocation implements AsyncDisposable {
   private readonly session = new (native().Qcow2Session)();
   /** The proof of the hold that the session's knowledge is as old as. */
@@ -31,6 +34,8 @@ export class Qcow2Allocation implements AsyncDisposable {
   private compared = false;
   private needs: Qcow2Needs | null = null;
   private beside = 0;
+  /** Bytes that a call is given at most: an open ends it, and what was not mapped by then is begun anew. */
+  private most = Infinity;
 
   private constructor(
     private readonly files: Qcow2Files,
@@ -97,10 +102,11 @@ export class Qcow2Allocation implements AsyncDisposable {
     if (this.known !== this.hold.proofs) await this.prepare(cancel);
     let work = NO_WORK;
     for (let at = range.offset; at < endOf(range) && !work.cancelled && !work.disturbed;) {
-      const rest = endOf(range) - at;
+      const rest = Math.min(this.most, endOf(range) - at);
       const done = await native().allocateQcow2(this.session, writers, dataWriters, at, rest, cancel);
       throwIfRefused(done, this.files.file.file.path);
       if (!done.disturbed) this.beside = done.beside;
+      this.most = done.disturbed ? Math.max(LEAST_CALL, Math.ceil(rest / 8)) : this.most * 2;
       if (done.next <= at && !done.cancelled && !done.disturbed) throw this.shrunk(at);
       work = added(work, done, at);
       at = done.next;

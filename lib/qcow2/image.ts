@@ -248,8 +248,7 @@ export class Qcow2Image extends Image {
 
   private context(request: RouteRequest): Qcow2Context {
     const { descriptor, files, size, granularity } = this;
-    const writesZeros = (this.needs?.needs.stale ?? 0) > 0;
-    return { ...request, image: descriptor, files, size, granularity, writesZeros };
+    return { ...request, image: descriptor, files, size, granularity };
   }
 
   async info(): Promise<ImageInfo> {

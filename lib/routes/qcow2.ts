@@ -5,7 +5,7 @@ import { Qcow2Allocation } from '../qcow2/allocation.js';
 import { HostFill } from '../qcow2/host-fill.js';
 import type { Qcow2Files } from '../qcow2/tables.js';
 import type { ByteRange } from '../types.js';
-import type { Route, RouteRequest, RouteSession } from './route.js';
+import type { Cut, Route, RouteRequest, RouteSession } from './route.js';
 import { ZERO_CHUNK } from './zero-writer.js';
 
 const MIB = 2 ** 20;
@@ -18,8 +18,6 @@ export interface Qcow2Context extends RouteRequest {
   /** Bytes of the virtual disk, and of a cluster. */
   size: number;
   granularity: number;
-  /** Whether some clusters are made zeros before they are mapped. */
-  writesZeros: boolean;
 }
 
 /**
@@ -30,9 +28,13 @@ export interface Qcow2Context extends RouteRequest {
 const AHEAD = 2 * GIB;
 
 /** Where nothing is written but tables, a chunk is as large as its file system call may last. */
-const TABLES_ONLY = { chunk: { bytes: 64 * GIB, ranges: 65_536 }, depth: 1 };
+const TABLES_ONLY = cutOf({ bytes: 64 * GIB, ranges: 65_536 });
 /** Without fallocate(2), clusters get their blocks by being written; what may hold old bytes gets zeros. */
-const WRITTEN = { chunk: { bytes: 64 * MIB, ranges: 1024 }, depth: 1 };
+const WRITTEN = cutOf({ bytes: 64 * MIB, ranges: 1024 });
+
+function cutOf(chunk: Cut['chunk']) {
+  return { chunk, most: chunk, depth: 1 };
+}
 
 class Qcow2Session implements RouteSession {
   /** One after the other: tables are changed by one call at a time, and only while no zeros are written. */
@@ -60,10 +62,29 @@ class Qcow2Session implements RouteSession {
     }
   }
 
+  /** By the tables as they are under the locks: what was copied into the image before has changed them. */
+  get cut() {
+    const { level, files } = this.context;
+    if (level === 'full') return ZERO_CHUNK;
+    const { fallocate } = files.file.filesystem.abilities;
+    return fallocate && !this.allocation.writesZeros ? TABLES_ONLY : WRITTEN;
+  }
+
   async run(ranges: Float64Array, cancel: CancelFlag): Promise<Work> {
     const { filled, allocated } = await this.inTurn(() => this.allocate(ranges, cancel));
-    if (allocated.cancelled) return allocated;
+    if (allocated.cancelled) return { ...allocated, allocated: this.reached(ranges, allocated.allocated) };
     return (await filled) ?? { ...allocated, allocated: bytesOf(ranges), skipped: 0 };
+  }
+
+  /** What of `ranges` was done where `bytes` from its start on have been mapped: at `full`, zeros were to follow. */
+  private reached(ranges: Float64Array, bytes: number): number {
+    if (this.context.level === 'full') return 0;
+    const end = ranges[0]! + bytes;
+    let reached = 0;
+    for (let i = 0; i < ranges.length; i += 2) {
+      reached += Math.min(ranges[i + 1]!, Math.max(0, end - ranges[i]!));
+    }
+    return reached;
   }
 
   /** The zeros are begun in the same turn, so that the next one waits for them. */
@@ -121,13 +142,9 @@ class Qcow2Session implements RouteSession {
 }
 
 export function qcow2Route(context: Qcow2Context): Route {
-  const { fallocate } = context.files.file.filesystem.abilities;
-  const tablesOnly = fallocate && !context.writesZeros;
-  const cut = context.level === 'full' ? ZERO_CHUNK : tablesOnly ? TABLES_ONLY : WRITTEN;
   return {
     name: 'qcow2',
-    ...cut,
-    most: cut.chunk,
+    ...WRITTEN,
     adapts: 'no',
     open: (cancel) => Qcow2Session.open(context, cancel),
   };

@@ -62,6 +62,8 @@ export function routeOf<Context>(mechanism: Mechanism<Context>, context: Context
 
 /** A route at work on one image. Disposing of it gives back all that `open` took. */
 export interface RouteSession extends AsyncDisposable {
+  /** How its work is cut, where only what `open` found tells that. */
+  readonly cut?: Pick<Cut, 'chunk' | 'most' | 'depth'>;
   /**
    * Comes before the first chunk of a run without limits, with all of its ranges: what makes the chunks
    * faster.

@@ -106,26 +106,28 @@ Napi::Value jsPrepareQcow2(const Napi::CallbackInfo& info) {
 
 // What a call writes with.
 struct Writers {
-  FileIo file{-1};
-  FileIo data{-1};
   std::shared_ptr<OpenGate> gate;
   std::shared_ptr<OpenGate> dataGate;
+  FileIo file{-1};
+  FileIo data{-1};
 };
 
 // {bufferedFd, directFd, directAlignment, gate}
-FileIo writerOf(Napi::Object object) {
+FileIo writerOf(Napi::Object object, OpenGate* gate) {
   return FileIo(descriptorField(object, "bufferedFd"), descriptorField(object, "directFd"),
-                bytesField(object, "directAlignment"));
+                bytesField(object, "directAlignment"), gate);
 }
 
 // (…, writers, dataWriters | undefined)
 Writers writersArg(const Napi::CallbackInfo& info, size_t index) {
   const Napi::Object file = objectArg(info, index);
-  Writers writers{writerOf(file), FileIo(-1), gateArg(file.Get("gate")), nullptr};
+  Writers writers;
+  writers.gate = gateArg(file.Get("gate"));
+  writers.file = writerOf(file, writers.gate.get());
   if (info[index + 1].IsUndefined()) return writers;
   const Napi::Object data = objectArg(info, index + 1);
-  writers.data = writerOf(data);
   writers.dataGate = gateArg(data.Get("gate"));
+  writers.data = writerOf(data, writers.dataGate.get());
   return writers;
 }
 
@@ -136,7 +138,7 @@ struct Done {
 };
 
 // Whoever opens a file meanwhile waits until the call has ended, where there are permission events:
-// the tables are written as a whole, or not at all.
+// the tables are written as a whole, or not at all. Before them, the call ends at the next piece.
 template <typename Work>
 Status runGated(Qcow2Session* session, const Writers& writers, Done* done, Work work) {
   std::lock_guard<std::mutex> guard(session->mutex);
@@ -151,6 +153,7 @@ Status runGated(Qcow2Session* session, const Writers& writers, Done* done, Work 
   session->file = writers.file;
   session->data = writers.data;
   done->outcome = work(*session->allocator, &done->progress);
+  done->disturbed = done->progress.disturbed;
   return statusOf(done->outcome);
 }
 

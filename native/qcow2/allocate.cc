@@ -30,7 +30,9 @@ Outcome Allocator::prepare(const Request& request, const CancelFlag& cancel, boo
   leak_ = 0;
   grown_ = false;
   failed_ = true;
+  dataSize_ = 0;
   Outcome outcome = checkWritable(image_.header);
+  if (outcome.ok()) outcome = checkSizes();
   if (outcome.ok()) outcome = surveyImage(file_, image_, cancel, &survey_);
   Demand demand;
   if (outcome.ok() && !survey_.cancelled)
@@ -152,6 +154,8 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   progress->beside = bytes(beside_);
   if (failed_ || rules_ == nullptr)
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
+  Outcome outcome = poll(cancel, progress);
+  if (!outcome.ok() || progress->stopped()) return outcome;
   const Geometry& geometry = image_.geometry;
   Request part = request_;
   part.range = piece;
@@ -161,7 +165,7 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
     return {};
   }
   Chunk chunk(image_, request_, *rules_);
-  Outcome outcome = chunk.load(file_, clusters, &counts_);
+  outcome = chunk.load(file_, clusters, &counts_);
   const bool writes = chunk.hasChanges() || !chunk.zeroRanges().empty();
   if (outcome.ok() && writes) outcome = clearAutoclear();
   if (outcome.ok() && chunk.hasChanges())
@@ -169,7 +173,8 @@ Outcome Allocator::allocate(Range piece, const CancelFlag& cancel, Progress* pro
   if (!outcome.ok()) return outcome;
   const Choice choice = choose(&chunk);
   outcome = provide(&chunk, choice, cancel, progress);
-  if (!outcome.ok() || progress->cancelled) return outcome;
+  if (outcome.ok() && !progress->stopped()) outcome = checkSizes();
+  if (!outcome.ok() || progress->stopped()) return outcome;
   failed_ = true;
   if (chunk.hasChanges()) outcome = commit(&chunk, choice);
   if (!outcome.ok()) return outcome;
@@ -241,28 +246,70 @@ Outcome Allocator::checkRaw(Range piece) {
       piece);
 }
 
+bool Allocator::isDisturbed() {
+  return file_.disturbed() || (dataFile_ != nullptr && dataFile_->disturbed());
+}
+
+// Asked between bounded pieces: what was proven of the files may be no more.
+bool Allocator::stops(const CancelFlag& cancel, Progress* progress) {
+  progress->cancelled = cancel.isSet();
+  progress->disturbed = isDisturbed();
+  return progress->stopped();
+}
+
+// To cut a file off by its name needs no open. What was there is gone, and a write would grow it again.
+Outcome Allocator::checkSizes() {
+  uint64_t size = 0;
+  uint64_t dataSize = 0;
+  Status status = file_.size(&size);
+  if (status.ok() && dataFile_ != nullptr) status = dataFile_->size(&dataSize);
+  if (!status.ok()) return Outcome::of(status);
+  if (size < image_.fileSize || dataSize < dataSize_)
+    return Outcome::refused(Code::stale, "a file of the image has become shorter");
+  dataSize_ = dataSize;
+  return {};
+}
+
+// Comes before each bounded piece of work.
+Outcome Allocator::poll(const CancelFlag& cancel, Progress* progress) {
+  return stops(cancel, progress) ? Outcome{} : checkSizes();
+}
+
 // `write`: also to what reads as zeros already.
+Outcome Allocator::fillRange(Io& io, Range range, bool write, const CancelFlag& cancel,
+                             Progress* progress) {
+  for (uint64_t at = range.offset; at < range.end(); at += kZeroPiece) {
+    Outcome outcome = poll(cancel, progress);
+    if (!outcome.ok() || progress->stopped()) return outcome;
+    const Range piece{at, std::min(kZeroPiece, range.end() - at)};
+    outcome = checkRaw(piece);
+    if (!outcome.ok()) return outcome;
+    Status status = write ? io.writeZeros(piece) : io.clear(piece);
+    if (!status.ok()) return Outcome::of(status);
+  }
+  return {};
+}
+
+// The last cluster of a data file may reach behind the virtual disk, where a disk that is made
+// larger finds what lies there. Of a raw data file that is the disk's own, as its readers see it.
 Outcome Allocator::fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                              Progress* progress) {
   const bool external = image_.geometry.externalData;
+  const bool raw = (image_.header.autoclear & kRawDataBit) != 0;
+  Io* io = external ? dataFile_ : &file_;
+  Outcome outcome;
   for (const Range& range : ranges) {
-    const uint64_t end =
-        external ? std::min(range.end(), image_.geometry.virtualSize) : range.end();
-    for (uint64_t at = range.offset; at < end; at += kZeroPiece) {
-      if (cancel.isSet()) {
-        progress->cancelled = true;
-        return {};
-      }
-      Io& io = external ? *dataFile_ : file_;
-      const Range piece{at, std::min(kZeroPiece, end - at)};
-      Outcome outcome = checkRaw(piece);
-      if (!outcome.ok()) return outcome;
-      Status status = write ? io.writeZeros(piece) : io.clear(piece);
-      if (!status.ok()) return Outcome::of(status);
-    }
+    const uint64_t diskEnd = external ? image_.geometry.virtualSize : range.end();
+    const uint64_t end = std::clamp(diskEnd, range.offset, range.end());
+    const Range behind{end, range.end() - end};
+    if (outcome.ok())
+      outcome = fillRange(*io, Range{range.offset, end - range.offset}, write, cancel, progress);
+    if (outcome.ok() && !raw) outcome = fillRange(*io, behind, false, cancel, progress);
   }
+  // What was opened meanwhile is looked at before it is mapped.
+  if (!outcome.ok() || ranges.empty() || stops(cancel, progress)) return outcome;
   // The tables, which are to say that this is data, lie in another file.
-  return external && !ranges.empty() ? Outcome::of(dataFile_->sync()) : Outcome{};
+  return external ? Outcome::of(dataFile_->sync()) : Outcome{};
 }
 
 // Space for all that the chunk will refer to. Nothing refers to it yet.
@@ -283,7 +330,7 @@ Outcome Allocator::provide(Chunk* chunk, const Choice& choice, const CancelFlag&
   if (outcome.ok() && !metadata) outcome = provideMapped(chunk, progress);
   const bool full = request_.level == Level::full;
   if (outcome.ok()) outcome = fillZeros(chunk->zeroRanges(), full, cancel, progress);
-  if (hasReserved || !outcome.ok() || progress->cancelled || full || request_.zerosFollow)
+  if (hasReserved || !outcome.ok() || progress->stopped() || full || request_.zerosFollow)
     return outcome;
   // Without fallocate(2), new clusters get their blocks by being written.
   std::vector<Range> fresh;

@@ -53,8 +53,11 @@ struct Progress {
   uint64_t next = 0;       ///< guest offset where to go on
   uint64_t mapped = 0;     ///< bytes of guest clusters that were mapped
   bool cancelled = false;  ///< nothing of this piece was mapped
+  bool disturbed = false;  ///< neither: somebody opened a file (Io::disturbed)
   bool reserved = true;    ///< false where the file system has no fallocate(2), so not all is
   uint64_t beside = 0;     ///< bytes that tables and counts of the request are still to take
+
+  bool stopped() const { return cancelled || disturbed; }
 };
 
 /// Allocates guest ranges of an image in place. The caller holds the image alone, from before
@@ -84,12 +87,13 @@ class Allocator {
   const Image& image() const { return image_; }
 
   /// Allocates the beginning of `piece`, a part of the request, and tells how far it came: at most
-  /// 16 MiB of L2 tables at once. What it reports is on the disk. Cancelling is polled up to the
-  /// first change of the image's tables.
+  /// 16 MiB of L2 tables at once. What it reports is on the disk. Cancelling and opens are polled at
+  /// the beginning, and up to the first change of what is mapped, between zeros of 8 MiB at most.
   Outcome allocate(Range piece, const CancelFlag& cancel, Progress* progress);
 
   /// Frees what earlier runs leaked, gives all tables blocks of their own, reserves space for what
-  /// later writes move, and syncs. When cancelled, it takes nothing more.
+  /// later writes move, and syncs. When cancelled, it takes nothing more; when disturbed, it stops,
+  /// and the image is to be opened again.
   Outcome finish(const CancelFlag& cancel, Progress* progress);
 
  private:
@@ -111,7 +115,7 @@ class Allocator {
   void planBlocks();
   uint64_t laterClusters() const;
   Outcome growTable(uint64_t fresh);
-  Outcome addBlocks(const CancelFlag& cancel);
+  Outcome addBlocks(const CancelFlag& cancel, Progress* progress);
   Outcome addBlockRun(const std::vector<ClusterRun>& blocks);
   Outcome clearAutoclear();
   Choice choose(Chunk* chunk);
@@ -120,6 +124,7 @@ class Allocator {
   Outcome reserve(Io& io, Range range, bool keepSize, Progress* progress);
   Outcome extend(uint64_t end);
   Outcome checkRaw(Range piece);
+  Outcome fillRange(Io& io, Range range, bool write, const CancelFlag& cancel, Progress* progress);
   Outcome fillZeros(const std::vector<Range>& ranges, bool write, const CancelFlag& cancel,
                     Progress* progress);
   Outcome commit(Chunk* chunk, const Choice& choice);
@@ -128,13 +133,18 @@ class Allocator {
   Outcome writeL1(Chunk* chunk);
   Outcome releaseOld(const Chunk& chunk);
   Outcome release(uint64_t cluster);
-  Outcome freeLeaks();
+  bool isDisturbed();
+  bool stops(const CancelFlag& cancel, Progress* progress);
+  Outcome checkSizes();
+  Outcome poll(const CancelFlag& cancel, Progress* progress);
+  Outcome freeLeaks(Progress* progress);
+  Outcome provideLater(const CancelFlag& cancel, Progress* progress);
   Outcome reserveFree(const CancelFlag& cancel, Progress* progress);
   Outcome eachFree(uint64_t end, const CancelFlag& cancel,
                    const std::function<Outcome(ClusterRun)>& use) const;
   Outcome measureTables(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs);
   Outcome provideTables(const CancelFlag& cancel, Progress* progress);
-  Outcome writeHole(Range hole);
+  Outcome writeHole(Range hole, const CancelFlag& cancel, Progress* progress);
   Outcome measureData(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   Outcome measureMapped(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
   Outcome measureNew(const HostFiles& files, const CancelFlag& cancel, HostNeeds* needs) const;
@@ -161,6 +171,7 @@ class Allocator {
   uint64_t next_ = 0;          ///< first cluster to choose
   uint64_t inside_ = 0;        ///< clusters that copies surely take of free ones in the file
   uint64_t beside_ = 0;        ///< clusters that tables and counts are still to take
+  uint64_t dataSize_ = 0;      ///< bytes that the data file had at least
   uint64_t zeroFrom_ = 0;      ///< clusters from here on were beyond the end of the file
   std::vector<Part> lacking_;  ///< of tables, without blocks of their own
   size_t leak_ = 0;            ///< first leak that is left

@@ -173,27 +173,32 @@ Outcome Allocator::release(uint64_t cluster) {
   return lower(cluster, isKnown ? 1 + found->surplus : 1);
 }
 
-Outcome Allocator::freeLeaks() {
-  Outcome outcome;
+Outcome Allocator::freeLeaks(Progress* progress) {
+  Outcome outcome = checkSizes();
   size_t pending = 0;
   const auto flush = [&] {
-    if (outcome.ok() && ++pending % kFreedAtOnce == 0) outcome = counts_.writeBlocks();
-    if (pending % kFreedAtOnce == 0) counts_.trim();
+    if (!outcome.ok() || ++pending % kFreedAtOnce != 0) return;
+    outcome = counts_.writeBlocks();
+    counts_.trim();
+    progress->disturbed = isDisturbed();
+    if (outcome.ok()) outcome = checkSizes();
   };
-  for (; outcome.ok() && leak_ < survey_.leaks.size(); leak_++) {
+  progress->disturbed = isDisturbed();
+  const auto goesOn = [&] { return outcome.ok() && !progress->disturbed; };
+  for (; goesOn() && leak_ < survey_.leaks.size(); leak_++) {
     outcome = counts_.setRun(survey_.leaks[leak_], 0);
     flush();
   }
-  for (const Excess& excess : survey_.excess) {
-    if (outcome.ok()) outcome = lower(excess.cluster, excess.surplus);
+  for (size_t i = 0; goesOn() && i < survey_.excess.size(); i++) {
+    outcome = lower(survey_.excess[i].cluster, survey_.excess[i].surplus);
     flush();
   }
-  survey_.excess.clear();
+  if (goesOn()) survey_.excess.clear();
   return outcome.ok() ? counts_.writeBlocks() : outcome;
 }
 
 // Behind the last cluster, without a gap: QEMU looks for as many in a row as a write needs.
-Outcome Allocator::addBlocks(const CancelFlag& cancel) {
+Outcome Allocator::addBlocks(const CancelFlag& cancel, Progress* progress) {
   const uint64_t entries = image_.geometry.blockEntries();
   const uint64_t end = image_.geometry.clustersFor(image_.fileSize) + needed_.reserve;
   const uint64_t here = next_ / entries;
@@ -205,7 +210,7 @@ Outcome Allocator::addBlocks(const CancelFlag& cancel) {
   for (uint64_t index = 0; index < here; index++)
     if (!counts_.hasBlock(index)) missing.push_back(index);
   Outcome outcome;
-  for (size_t i = 0; outcome.ok() && i < missing.size() && !cancel.isSet();) {
+  for (size_t i = 0; outcome.ok() && i < missing.size() && !stops(cancel, progress);) {
     std::vector<ClusterRun> blocks;
     for (; i < missing.size(); i++) {
       const uint64_t place = next_ + blocks.size();
@@ -227,7 +232,8 @@ Outcome Allocator::addBlockRun(const std::vector<ClusterRun>& blocks) {
   if (blocks.empty())
     return Outcome::refused(Code::stale, "the image's counts are not what they were");
   const ClusterRun area{next_, blocks.size()};
-  Outcome outcome = clearAutoclear();
+  Outcome outcome = checkSizes();
+  if (outcome.ok()) outcome = clearAutoclear();
   if (outcome.ok()) outcome = extend(bytes(area.end()));
   for (const ClusterRun& block : blocks) counts_.addBlock(block.first, block.count);
   if (outcome.ok()) outcome = counts_.setRun(area, 1);
@@ -246,8 +252,8 @@ Outcome Allocator::reserveFree(const CancelFlag& cancel, Progress* progress) {
   const uint64_t end = image_.geometry.clustersFor(image_.fileSize) + needed_.reserve;
   return eachFree(end, cancel, [&](ClusterRun run) {
     Outcome outcome;
-    for (uint64_t at = bytes(run.first); outcome.ok() && at < bytes(run.end()) && !cancel.isSet();
-         at += kReservePiece) {
+    for (uint64_t at = bytes(run.first);
+         outcome.ok() && at < bytes(run.end()) && !stops(cancel, progress); at += kReservePiece) {
       const Range piece{at, std::min(kReservePiece, bytes(run.end()) - at)};
       outcome = reserve(file_, piece, true, progress);
     }
@@ -255,20 +261,27 @@ Outcome Allocator::reserveFree(const CancelFlag& cancel, Progress* progress) {
   });
 }
 
+Outcome Allocator::provideLater(const CancelFlag& cancel, Progress* progress) {
+  Outcome outcome;
+  const bool later = needed_.reserve > 0 && !stops(cancel, progress);
+  if (later && !grown_) outcome = growTable(0);
+  failed_ = true;
+  if (outcome.ok() && later) outcome = addBlocks(cancel, progress);
+  if (outcome.ok()) outcome = provideTables(cancel, progress);
+  if (outcome.ok() && needed_.reserve > 0) outcome = reserveFree(cancel, progress);
+  progress->cancelled = cancel.isSet();
+  return outcome;
+}
+
 Outcome Allocator::finish(const CancelFlag& cancel, Progress* progress) {
   *progress = Progress{};
   if (failed_ || rules_ == nullptr)
     return Outcome::refused(Code::stale, "an earlier call failed; open the image again");
   failed_ = true;
-  Outcome outcome = freeLeaks();
-  const bool later = needed_.reserve > 0 && !cancel.isSet();
-  if (outcome.ok() && later && !grown_) outcome = growTable(0);
-  failed_ = true;
-  if (outcome.ok() && later) outcome = addBlocks(cancel);
-  if (outcome.ok()) outcome = provideTables(cancel, progress);
-  if (outcome.ok() && needed_.reserve > 0) outcome = reserveFree(cancel, progress);
-  progress->cancelled = cancel.isSet();
-  if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  Outcome outcome = freeLeaks(progress);
+  if (outcome.ok() && !progress->disturbed) outcome = provideLater(cancel, progress);
+  if (!outcome.ok() || progress->disturbed) return outcome;
+  outcome = Outcome::of(file_.sync());
   if (outcome.ok() && dataFile_ != nullptr) outcome = Outcome::of(dataFile_->sync());
   failed_ = !outcome.ok();
   return outcome;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../gate.h"
 #include "../io.h"
 #include "../zero.h"
 
@@ -52,11 +53,19 @@ Status FileIo::clear(Range range) {
     const Range part{at, std::min<uint64_t>(range.end() - at, kScratchSize)};
     size_t got = 0;
     Status status = readBack(part, scratchBuffer(), &got);
-    if (status.ok() && !isZero(scratchBuffer(), got)) status = writeZeros(Range{at, got});
+    if (status.ok() && !isZero(scratchBuffer(), got)) status = overwrite(Range{at, got});
     if (!status.ok() || got < part.length) return status;
     at += part.length;
   }
   return {};
+}
+
+// A write behind a truncation would grow the file again.
+Status FileIo::overwrite(Range part) {
+  uint64_t end = 0;
+  Status status = size(&end);
+  if (status.ok() && end < part.end()) status = Status{ESTALE, "fstat", part.offset, part.length};
+  return status.ok() ? writeZeros(part) : status;
 }
 
 // Past the page cache where that works: a hole would fill it with zeros.
@@ -92,6 +101,8 @@ Status FileIo::size(uint64_t* bytes) {
   *bytes = static_cast<uint64_t>(facts.st_size);
   return {};
 }
+
+bool FileIo::disturbed() { return gate_ != nullptr && gate_->disturbed(); }
 
 Status readPadded(Io& io, Range range, void* data) {
   if (range.length == 0) return {};

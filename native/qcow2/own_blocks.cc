@@ -56,14 +56,15 @@ Outcome Allocator::measureTables(const HostFiles& files, const CancelFlag& cance
 
 Outcome Allocator::provideTables(const CancelFlag& cancel, Progress* progress) {
   for (const Part& part : lacking_) {
-    if (cancel.isSet()) return {};
+    Outcome outcome = poll(cancel, progress);
+    if (!outcome.ok() || progress->stopped()) return outcome;
     Status status = part.shared ? file_.unshare(part.range) : file_.reserve(part.range, true);
-    Outcome outcome = Outcome::of(status);
+    outcome = Outcome::of(status);
     if (status.error == EOPNOTSUPP) {
       progress->reserved = false;
-      outcome = part.shared ? Outcome{} : writeHole(part.range);
+      outcome = part.shared ? Outcome{} : writeHole(part.range, cancel, progress);
     }
-    if (!outcome.ok()) return outcome;
+    if (!outcome.ok() || progress->stopped()) return outcome;
   }
   lacking_.clear();
   return {};
@@ -71,9 +72,11 @@ Outcome Allocator::provideTables(const CancelFlag& cancel, Progress* progress) {
 
 // Without fallocate(2), zeros are what a hole can be written with, also where the file ends within
 // its last table; what is not zero by now has blocks.
-Outcome Allocator::writeHole(Range hole) {
+Outcome Allocator::writeHole(Range hole, const CancelFlag& cancel, Progress* progress) {
   std::vector<uint8_t> content(kWritePiece);
   for (uint64_t at = hole.offset; at < hole.end(); at += kWritePiece) {
+    Outcome outcome = poll(cancel, progress);
+    if (!outcome.ok() || progress->stopped()) return outcome;
     const Range piece{at, std::min(kWritePiece, hole.end() - at)};
     Status status = readPadded(file_, piece, content.data());
     const auto last = content.begin() + static_cast<ptrdiff_t>(piece.length);

@@ -10,13 +10,15 @@
 namespace thicken::qcow2 {
 namespace {
 
-// 16 bits a cluster: two of use, the three flags, and the number of references.
-constexpr uint16_t kUseMask = 0x3;
-constexpr uint16_t kActive = 0x4;
-constexpr uint16_t kOnce = 0x8;
-constexpr uint16_t kPacked = 0x10;
+// 32 bits a cluster: two of use, the three flags, and the number of references. Snapshots make
+// thousands of them, and a table that the L1 table names over and over, millions.
+using Mark = uint32_t;
+constexpr Mark kUseMask = 0x3;
+constexpr Mark kActive = 0x4;
+constexpr Mark kOnce = 0x8;
+constexpr Mark kPacked = 0x10;
 constexpr uint32_t kCountShift = 5;
-constexpr uint16_t kManyReferences = 0x7ff;
+constexpr Mark kMostReferences = ~Mark{0} >> kCountShift;
 constexpr size_t kMostListed = 1u << 20;
 
 struct FreeDeleter {
@@ -31,7 +33,7 @@ Range bytesOf(const Image& image, uint64_t cluster) {
 class Tally final : public ReferenceSink {
  public:
   Tally(const Image& image, ClusterRun window) : image_(image), window_(window) {
-    marks_.reset(static_cast<uint16_t*>(std::calloc(window.count, sizeof(uint16_t))));
+    marks_.reset(static_cast<Mark*>(std::calloc(window.count, sizeof(Mark))));
   }
 
   bool hasMemory() const { return marks_ != nullptr; }
@@ -41,8 +43,8 @@ class Tally final : public ReferenceSink {
     const uint64_t first = std::max(reference.clusters.first, window_.first);
     const uint64_t end = std::min(reference.clusters.end(), window_.end());
     for (uint64_t cluster = first; cluster < end; cluster++) {
-      uint16_t& mark = marks_[cluster - window_.first];
-      const uint16_t use = static_cast<uint16_t>(reference.use);
+      Mark& mark = marks_[cluster - window_.first];
+      const Mark use = static_cast<Mark>(reference.use);
       if (mark == 0) {
         referenced_++;
         mark = use;
@@ -54,21 +56,24 @@ class Tally final : public ReferenceSink {
       if (reference.active) mark |= kActive;
       if (reference.copied) mark |= kOnce;
       if (reference.packed && reference.active) mark |= kPacked;
-      if (mark >> kCountShift < kManyReferences)
-        mark = static_cast<uint16_t>(mark + (1u << kCountShift));
+      if (mark >> kCountShift == kMostReferences)
+        return Outcome::refused(Code::unsupported,
+                                "a cluster is referred to more often than can be counted",
+                                bytesOf(image_, cluster));
+      mark += Mark{1} << kCountShift;
     }
     return {};
   }
 
-  uint16_t mark(uint64_t cluster) const {
+  Mark mark(uint64_t cluster) const {
     const bool inside = cluster >= window_.first && cluster < window_.end();
-    return inside ? marks_[cluster - window_.first] : uint16_t{0};
+    return inside ? marks_[cluster - window_.first] : Mark{0};
   }
 
  private:
   const Image& image_;
   ClusterRun window_;
-  std::unique_ptr<uint16_t[], FreeDeleter> marks_;
+  std::unique_ptr<Mark[], FreeDeleter> marks_;
   uint64_t referenced_ = 0;
 };
 
@@ -83,7 +88,7 @@ class Comparison {
     if (count == 0) return {};
     survey_->counted++;
     survey_->end = std::max(survey_->end, cluster + 1);
-    const uint16_t mark = tally_.mark(cluster);
+    const Mark mark = tally_.mark(cluster);
     const uint64_t references = mark >> kCountShift;
     if (references != 0) matched_++;
     const bool isTable = static_cast<Use>(mark & kUseMask) != Use::guest;
@@ -94,7 +99,7 @@ class Comparison {
                               "a cluster's reference count is wrong; repair the image with "
                               "`qemu-img check -r all` after making a copy",
                               bytesOf(image_, cluster));
-    if (count == references || references == kManyReferences || !image_.header.allKnown) return {};
+    if (count == references || !image_.header.allKnown) return {};
     // Brought down to one, the entry that remains would need its flag.
     if (references == 1 && (mark & kActive) != 0) {
       if (survey_->flagless.size() < kMostListed)

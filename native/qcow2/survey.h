@@ -8,7 +8,7 @@
 
 namespace thicken::qcow2 {
 
-constexpr uint64_t kSurveyWindow = 64ull << 20;
+constexpr uint64_t kSurveyWindow = 32ull << 20;
 
 /// A count that is higher than the number of references.
 struct Excess {

@@ -6,24 +6,22 @@
 #include "qcow2_content.h"
 #include "qcow2_crash.h"
 #include "qcow2_image.h"
+#include "qcow2_look.h"
+#include "qcow2_meddled.h"
 
 using namespace thicken::qcow2;
 using thicken::CancelFlag;
 using thicken::Range;
 using thicken::Status;
 using thicken_test::allocateAll;
+using thicken_test::everything;
 using thicken_test::ImageOptions;
 using thicken_test::makeImage;
+using thicken_test::mapOf;
 using thicken_test::MemoryIo;
+using thicken_test::surveyOf;
 
 namespace {
-
-Request everything(Level level = Level::falloc) {
-  Request request;
-  request.range = Range{0, ~0ull};
-  request.level = level;
-  return request;
-}
 
 /// Fails from the n-th change on, as a disk that is gone does.
 class FailingIo final : public Io {
@@ -62,34 +60,6 @@ class FailingIo final : public Io {
   uint64_t left_;
   bool failed_ = false;
 };
-
-Survey surveyOf(Io& io, uint64_t window = kSurveyWindow) {
-  Image image;
-  Survey survey;
-  CHECK(openImage(io, &image).ok());
-  CHECK(surveyImage(io, image, CancelFlag(), &survey, window).ok());
-  return survey;
-}
-
-MapPage mapOf(Io& io, size_t pageSize) {
-  Image image;
-  CHECK(openImage(io, &image).ok());
-  MapReader reader(io, image);
-  MapPage all;
-  for (uint64_t at = 0; at < image.geometry.virtualSize;) {
-    MapPage page;
-    const Range rest{at, image.geometry.virtualSize - at};
-    CHECK(reader.read(rest, pageSize, CancelFlag(), &page).ok());
-    CHECK(page.next > at);
-    if (page.next <= at) break;
-    all.offset.insert(all.offset.end(), page.offset.begin(), page.offset.end());
-    all.length.insert(all.length.end(), page.length.begin(), page.length.end());
-    all.host.insert(all.host.end(), page.host.begin(), page.host.end());
-    all.state.insert(all.state.end(), page.state.begin(), page.state.end());
-    at = page.next;
-  }
-  return all;
-}
 
 }  // namespace
 
@@ -209,10 +179,14 @@ TEST(qcow2CancelledWorkChangesNothing) {
     CHECK(cancelled);
     CHECK(allocator.allocate(Range{0, 1 << 20}, cancel, &progress).code == Code::stale);
   }
-  Allocator allocator(io, nullptr, image);
+  CancelFlag later;
+  thicken_test::MeddledIo meddled(io, 1, [&] { later.set(); });
+  Allocator allocator(meddled, nullptr, image);
   CHECK(allocator.prepare(everything(Level::full), CancelFlag(), &cancelled).ok());
   Progress progress;
   CHECK(allocator.allocate(Range{0, 1 << 20}, cancel, &progress).ok());
+  CHECK(progress.cancelled && io.bytes().size() == 4 * 512);
+  CHECK(allocator.allocate(Range{0, 1 << 20}, later, &progress).ok());
   CHECK(progress.cancelled);
   CHECK(progress.next == 0);
   const Survey survey = surveyOf(io);

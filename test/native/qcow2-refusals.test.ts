@@ -5,7 +5,7 @@ import { createEncrypted } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import { create } from './qcow2-cases.js';
-import { ask, buildTool, check, CLEAN, KiB, MiB, must, qemuImg, qemuIo, ZERO_ALLOCATED, DATA } from './qcow2-tool.js';
+import { ask, buildTool, check, CLEAN, KiB, MiB, must, qemuImg, qemuIo, soak, ZERO_ALLOCATED, DATA } from './qcow2-tool.js';
 
 const able = requires({ tools: ['cmake', 'g++', 'qemu-img', 'qemu-io', 'flock'] });
 const base = { clusterSize: 4 * KiB, version: 3, refcountBits: 16, extended: false } as const;
@@ -45,6 +45,35 @@ const l2 = (file: string): number => word(file, l1(file));
 const block = (file: string): number => word(file, word(file, 48));
 /** Place of the first entry of the first L2 table that maps something. */
 const entry = (file: string): number => l2(file) + 256 * 8;
+
+/**
+ * An image whose L1 table names one L2 table in each of its entries, as many snapshots make it: the same
+ * cluster is the first of all. Where its count lies, and the table's.
+ */
+async function shareOften(file: string, refcountBits: number, tables: number): Promise<Record<'table' | 'cluster', number>> {
+  await create(file, { ...base, clusterSize: 512, refcountBits }, tables * 32 * KiB);
+  await qemuIo(file, ['write -P 7 0 512']);
+  const table = l2(file);
+  const cluster = word(file, table);
+  // Without the flag that says that there is one reference.
+  poke(file, table, big(cluster));
+  const words = Buffer.alloc(8 * tables);
+  for (let i = 0; i < tables; i++) words.writeBigUInt64BE(BigInt(table), 8 * i);
+  const fd = openSync(file, 'r+');
+  writeSync(fd, words, 0, words.length, l1(file));
+  closeSync(fd);
+  const places = { table: countOf(file, table, refcountBits), cluster: countOf(file, cluster, refcountBits) };
+  for (const place of Object.values(places)) poke(file, place, big(tables, refcountBits / 8));
+  return places;
+}
+
+function countOf(file: string, offset: number, refcountBits: number): number {
+  const bytes = refcountBits / 8;
+  const entries = 512 / bytes;
+  const cluster = offset / 512;
+  const counts = word(file, word(file, 48) + 8 * Math.floor(cluster / entries));
+  return counts + (cluster % entries) * bytes;
+}
 
 type Damage = [name: string, code: string, damage: (file: string) => void];
 
@@ -122,6 +151,42 @@ describe.runIf(able)('qcow2 images that must not be touched', () => {
     expect(word(file, entry(file) + 80)).toBeGreaterThan(0);
     await must(tool, 'allocate', file, { level: 'full' });
     expect(await check(file)).toEqual(CLEAN);
+  });
+
+  it.each([16, 64])('thousands of references to one cluster are counted, with %i bits', async (bits) => {
+    const many = 3000;
+    const within = { offset: 0, length: 320 * KiB };
+    for (const wrong of ['none', 'table', 'cluster'] as const) {
+      const file = scratchPath('many.qcow2');
+      const counts = await shareOften(file, bits, many);
+      if (wrong === 'none') expect(await check(file)).toEqual(CLEAN);
+      else poke(file, counts[wrong], big(2500, bits / 8));
+      const before = readFileSync(file);
+      const answer = await ask(tool, 'allocate', file, { ...within, level: 'metadata' });
+      expect(answer.code, wrong).toBe(wrong === 'none' ? 'OK' : 'QCOW2_CORRUPT');
+      if (wrong !== 'none') expect(readFileSync(file).equals(before)).toBe(true);
+    }
+    // Too high they do no harm, and are put right.
+    const file = scratchPath('many.qcow2');
+    const counts = await shareOften(file, bits, many);
+    for (const place of Object.values(counts)) poke(file, place, big(5000, bits / 8));
+    await must(tool, 'allocate', file, { ...within, level: 'metadata' });
+    expect(await check(file)).toEqual(CLEAN);
+    await qemuIo(file, [`read -P 7 0 512`, `read -P 7 ${(many - 1) * 32 * KiB} 512`]);
+  });
+
+  it.runIf(soak)('an image that refers to a cluster more often than can be counted', async () => {
+    const release = await buildTool('release');
+    const file = scratchPath('many.qcow2');
+    // Each entry of the L1 table names a table that names one cluster in all of its entries.
+    const tables = 2 ** 21 + 1;
+    const { cluster } = await shareOften(file, 64, tables);
+    const table = l2(file);
+    for (let i = 1; i < 64; i++) poke(file, table + 8 * i, big(word(file, table)));
+    poke(file, cluster, big(64 * tables));
+    const answer = await ask(release, 'allocate', file, { length: 512, level: 'metadata' });
+    expect(answer.code).toBe('UNSUPPORTED');
+    expect(answer.message).toContain('more often');
   });
 
   it('names the repair of a dirty image, and still tells its map', async () => {

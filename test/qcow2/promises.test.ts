@@ -9,7 +9,8 @@ import { readFilesystem } from '../../lib/filesystem.js';
 import { open } from '../../lib/index.js';
 import { native } from '../../lib/native.js';
 import { findNeeds } from '../../lib/qcow2/needs.js';
-import type { Verdict } from '../../lib/types.js';
+import { qcow2Route } from '../../lib/routes/qcow2.js';
+import type { MapEntry, Verdict } from '../../lib/types.js';
 import { create } from '../native/qcow2-cases.js';
 import { check, CLEAN, GiB, KiB, MiB, qemuImg, qemuIo } from '../native/qcow2-tool.js';
 import { mountFilesystem } from '../support/filesystems.js';
@@ -18,12 +19,14 @@ import { filefrag } from '../support/judges.js';
 import { sparseChecksum } from '../support/patterns.js';
 import { cliMain, mustRun, run } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
+import { waitFor } from '../support/wait.js';
 import { scratchPath } from '../support/scratch.js';
 import { cliJson, type Refusal } from '../storage/helpers.js';
 import { allocate, hostBytes, keepingContent, mapOf, TOOLS, verify } from './helpers.js';
 
 const able = requires({ tools: TOOLS });
 const mountable = requires({ root: true, loop: true, tools: [...TOOLS, 'mkfs.ext4', 'mkfs.xfs'] });
+const truncates = requires({ tools: [...TOOLS, 'perl'] });
 const asOther = requires({ root: true, tools: [...TOOLS, 'setpriv'] });
 const base = { clusterSize: 64 * KiB, version: 3, refcountBits: 16, extended: false } as const;
 
@@ -52,6 +55,12 @@ async function forgetTable(file: string, index: number): Promise<void> {
   const header = Buffer.alloc(48);
   await handle.read(header, 0, header.length, 0);
   await handle.write(Buffer.alloc(8), 0, 8, Number(header.readBigUInt64BE(40)) + 8 * index);
+}
+
+/** Says that its data file is a raw disk by itself. */
+async function markRaw(file: string): Promise<void> {
+  const RAW = 2;
+  await mustRun('sh', ['-c', `printf '\\00${RAW}' | dd of=${file} bs=1 seek=95 conv=notrunc status=none`]);
 }
 
 async function rewrite(file: string, size: number): Promise<void> {
@@ -230,13 +239,45 @@ describe.runIf(mountable)('clusters that are marked as zeros, and have storage',
     await qemuIo(file, ['read -P 0 0 4k', 'read -P 3 1M 4k', `read -P 0 ${size - 4 * KiB} 4k`], ['-f', 'qcow2']);
   });
 
+  it.each(['', ',extended_l2=on'])('leave nothing old where a disk that is made larger reads it%s', async (options) => {
+    const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
+    const end = size + 5 * KiB;
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${data}${options}`, file, String(end));
+    await mustRun('sh', ['-c', `yes garbage | head -c ${size + MiB} > ${data}`]);
+    for (const preallocation of ['metadata', 'falloc', 'full'] as const) {
+      await allocate(file, { format: 'qcow2', preallocation });
+      const larger = scratchPath('larger.qcow2');
+      await mustRun('cp', [file, larger]);
+      await mustRun('cp', ['--sparse=always', data, `${data}.larger`]);
+      await qemuImg('amend', '-f', 'qcow2', '-o', `data_file=${data}.larger`, larger);
+      await qemuImg('resize', '-q', larger, String(size + 2 * MiB));
+      await qemuIo(larger, [`read -P 0 0 ${size + 2 * MiB}`], ['-f', 'qcow2']);
+    }
+    expect(statSync(data).size).toBe(size + MiB);
+  });
+
+  it.each(['falloc', 'full'] as const)('leave what a raw data file has behind the disk to its readers (%s)', async (preallocation) => {
+    const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
+    const [end, more] = [size + 5 * KiB, 10 * KiB];
+    await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${data}`, file, String(end));
+    await markRaw(file);
+    await mustRun('sh', ['-c', `yes more | head -c ${more} >> ${data}`]);
+    const before = `${data}.before`;
+    await mustRun('cp', [data, before]);
+    await allocate(file, { format: 'qcow2', preallocation });
+    await mustRun('cmp', [before, data]);
+    // It is the disk, and stays so when that is made larger.
+    await qemuImg('resize', '-q', file, String(end + MiB));
+    await qemuImg('compare', '-f', 'raw', '-F', 'qcow2', data, file);
+    await mustRun('cmp', ['-n', String(end + more), before, data]);
+  });
+
   // As QEMU before 6.1 made them over a disk that was there.
   it.each(['falloc', 'full'])('keep what a raw data file has, of which the tables know nothing (%s)', async (preallocation) => {
     const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
     await qemuImg('create', '-q', '-f', 'qcow2', '-o', `data_file=${data}`, file, String(size));
     await mustRun('sh', ['-c', `yes content | head -c ${size} > ${data}`]);
-    const RAW = 2;
-    await mustRun('sh', ['-c', `printf '\\00${RAW}' | dd of=${file} bs=1 seek=95 conv=notrunc status=none`]);
+    await markRaw(file);
     const before = await sparseChecksum(data);
     const args = ['allocate', file, '--format', 'qcow2', '--preallocation', preallocation];
     const { status, document } = await cliJson<Refusal>(args);
@@ -441,6 +482,29 @@ describe.runIf(mountable)('zeros of full', () => {
   });
 });
 
+describe.runIf(able)('chunks', () => {
+  it('are cut by the tables as they are once the locks are held', async () => {
+    const file = scratchPath('image.qcow2');
+    await create(file, base, 64 * MiB);
+    await using descriptor = await Descriptor.open(file, READ_ONLY);
+    const files = { file: new FileExtents(descriptor, await readFilesystem(descriptor)), data: null };
+    const range = { offset: 0, length: 64 * MiB };
+    const request = { level: 'falloc', exclusive: false, keepsFree: false, range } as const;
+    const route = qcow2Route({ ...request, image: descriptor, files, size: range.length, granularity: base.clusterSize });
+    const cutNow = async () => {
+      await using session = await route.open(new (native().CancelFlag)());
+      return session.cut?.chunk.bytes;
+    };
+    const tablesOnly = await cutNow();
+    expect(tablesOnly).toBeGreaterThan(GiB);
+    // What has storage and is marked as zeros is made zeros first.
+    await qemuIo(file, ['write 1M 1M', 'write -z 1M 1M']);
+    expect(await cutNow()).toBe(64 * MiB);
+    await qemuIo(file, ['write 1M 1M']);
+    expect(await cutNow()).toBe(tablesOnly);
+  });
+});
+
 describe.runIf(mountable)('a cancel', () => {
   it('ends the run without the reserve', async () => {
     await using filesystem = await mountFilesystem({ type: 'ext4', size: GiB });
@@ -458,6 +522,40 @@ describe.runIf(mountable)('a cancel', () => {
     expect(hostBytes(file)).toBeGreaterThan(264 * MiB);
   });
 
+  it.each(['metadata', 'falloc'] as const)('tells what was allocated until then, without what lies between (%s)', { timeout: 60_000 }, async (preallocation) => {
+    const file = scratchPath('image.qcow2');
+    const size = 4 * GiB;
+    await create(file, { ...base, clusterSize: 512 }, size);
+    await allocate(file, { preallocation, offset: 100 * MiB, length: 800 * MiB });
+    const isMapped = ({ data, offset }: MapEntry) => data || offset !== undefined;
+    const mapped = async () => (await mapOf(file)).filter(isMapped).reduce((sum, { length }) => sum + length, 0);
+    const [before, start] = [await mapped(), statSync(file).size];
+    await using image = await open(file);
+    const job = image.allocate({ preallocation });
+    const ended = job.result.catch((caught: unknown) => caught);
+    // One call maps what 16 MiB of tables tell of, which is a GiB here; a chunk is larger.
+    await waitFor('the first call to be at work', async () => statSync(file).size > start);
+    job.cancel();
+    const error = await ended;
+    expect(error).toMatchObject({ code: 'CANCELLED' });
+    const added = (await mapped()) - before;
+    expect(added).toBeGreaterThan(0);
+    expect(added).toBeLessThan(2 * GiB);
+    expect((error as { done: { allocated: number } }).done.allocated).toBe(added);
+  });
+
+  it('of full tells nothing that was not written', async () => {
+    const file = scratchPath('image.qcow2');
+    await create(file, { ...base, clusterSize: 512 }, 4 * GiB);
+    const start = statSync(file).size;
+    await using image = await open(file);
+    const job = image.allocate({ preallocation: 'full' });
+    const ended = job.result.catch((caught: unknown) => caught);
+    await waitFor('the first call to be at work', async () => statSync(file).size > start);
+    job.cancel();
+    expect(await ended).toMatchObject({ code: 'CANCELLED', done: { allocated: 0 } });
+  });
+
   it('is heeded while the tables are read', async () => {
     const file = scratchPath('image.qcow2');
     await create(file, base, 64 * MiB);
@@ -468,6 +566,29 @@ describe.runIf(mountable)('a cancel', () => {
     cancel.cancel();
     const request = { range: { offset: 0, length: 64 * MiB }, level: 'falloc' } as const;
     await expect(findNeeds(files, request, cancel)).rejects.toMatchObject({ code: 'CANCELLED', path: file });
+  });
+});
+
+describe.runIf(truncates)('a file that is truncated by its name', () => {
+  it.each(['container', 'data file'])('ends the run in an error, and is not grown again: the %s', { timeout: 60_000 }, async (which) => {
+    const [file, data] = [scratchPath('image.qcow2'), scratchPath('data.raw')];
+    const size = 256 * MiB;
+    const external = which === 'data file';
+    const options = external ? ['-o', `data_file=${data}`] : [];
+    await qemuImg('create', '-q', '-f', 'qcow2', ...options, file, String(size));
+    // Old bytes where clusters are going to be: they are made zeros chunk by chunk.
+    const victim = external ? data : file;
+    await mustRun('sh', ['-c', `yes garbage | head -c ${size} ${external ? '>' : '>>'} ${victim}`]);
+    await using image = await open(file, external ? { format: 'qcow2' } : {});
+    const job = image.allocate({ speed: 64 * MiB });
+    const ended = job.result.catch((caught: unknown) => caught);
+    await new Promise<void>((resolve) => job.on('progress', ({ position }) => position > 0 && resolve()));
+    // Nobody opens it.
+    await mustRun('perl', ['-e', 'truncate $ARGV[0], $ARGV[1] or die', victim, String(size - MiB)]);
+    expect(await ended).toMatchObject({ code: 'CHANGED', path: file });
+    expect(statSync(victim).size).toBe(size - MiB);
+    expect(await check(file)).toMatchObject({ corruptions: 0, 'check-errors': 0 });
+    await keepingContent(file, () => allocate(file, external ? { format: 'qcow2' } : {}));
   });
 });
 

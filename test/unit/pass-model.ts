@@ -17,6 +17,8 @@ export interface ModelOptions {
   /** Of a chunk. */
   units: number;
   ranges: number;
+  /** The same as `units`, as only the session tells it. */
+  sessionUnits?: number;
   /** Bytes that the file system has to give, and those of them to keep. */
   free?: number;
   keepFree?: number;
@@ -78,7 +80,10 @@ export class PassModel {
   }
 
   private session() {
+    const { sessionUnits, ranges, depth } = this.options;
+    const chunk = sessionUnits && { bytes: sessionUnits * UNIT, ranges };
     return {
+      ...(chunk && { cut: { chunk, most: chunk, depth } }),
       run: (ranges: Float64Array, _cancel: CancelFlag) => this.chunk([...ranges]),
       sync: async () => void this.synced++,
       [Symbol.asyncDispose]: async () => void this.disposed++,

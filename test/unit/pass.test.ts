@@ -44,6 +44,12 @@ describe('a pass', () => {
     );
   });
 
+  test('keeps within the bounds that its session has found out', async () => {
+    const model = new PassModel({ ...oneHole, sessionUnits: 2 });
+    await model.run();
+    expect(model.chunks.map(bytesOf)).toEqual(Array(20).fill(2 * UNIT));
+  });
+
   test('has as many chunks in flight as its depth allows, where there are enough', async () => {
     const model = new PassModel({ ...oneHole, depth: 3, seed: 5 });
     await model.run();
