@@ -177,9 +177,14 @@ export abstract class Image implements AsyncDisposable {
   /** The same, some thousands at a time: for millions of them. */
   async *mapPages(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry[]> {
     const entryOf = await this.mapEntries();
-    for await (const page of this.extentPages(range)) {
+    for await (const page of this.mapExtents(range)) {
       yield Array.from(extentsOf(page), (extent) => this.withFile(entryOf(extent)));
     }
+  }
+
+  /** What {@link map} tells of. */
+  protected mapExtents(range: { offset?: number; length?: number }) {
+    return this.extentPages(range);
   }
 
   private withFile(entry: MapEntry): MapEntry {

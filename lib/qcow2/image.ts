@@ -14,6 +14,7 @@ import { FileLiveness } from '../liveness.js';
 import type { CancelFlag, Qcow2Facts } from '../native.js';
 import type { OpenOptions } from '../open-options.js';
 import type { Plan, PlanFacts } from '../plan.js';
+import { resolveRange } from '../range.js';
 import { qcow2Route, type Qcow2Context } from '../routes/qcow2.js';
 import type { Route, RouteRequest } from '../routes/route.js';
 import type { Target } from '../target.js';
@@ -285,8 +286,13 @@ export class Qcow2Image extends Image {
     return (extent) => {
       const { zero, data, host, at } = extent;
       const unwritten = host === 'hole' || host === 'unwritten';
-      return entryAt(extent, encrypted ? undefined : at, zero || (asksHost && data && unwritten));
+      return entryAt(extent, encrypted && extent.depth === 0 ? undefined : at, zero || (asksHost && data && unwritten));
     };
+  }
+
+  protected override mapExtents(range: { offset?: number; length?: number }) {
+    const pages = super.mapExtents(range);
+    return this.backing?.placed(pages, resolveRange(range, this.size, this.path)) ?? pages;
   }
 
   protected override fileAt(depth: number): string | undefined {
