@@ -23,7 +23,7 @@ const MECHANISMS: Partial<Record<RouteName, Mechanism<GuestContext>>> = {
   stream: streamRoute,
 };
 
-type BackingOptions = Pick<OpenOptions, 'backingFormat' | 'secret'>;
+type BackingOptions = Pick<OpenOptions, 'backingFormat' | 'tlsCertificates' | 'secret'>;
 
 export class Backing implements AsyncDisposable {
   private readonly source: RestSource;
@@ -43,9 +43,9 @@ export class Backing implements AsyncDisposable {
    * Throws what Chain.open and Secret.read throw.
    */
   static async open(file: Descriptor, format: string, first: 0 | 1, options: BackingOptions = {}): Promise<Backing> {
-    const { backingFormat } = options;
+    const { backingFormat, tlsCertificates } = options;
     const secret = options.secret === undefined ? null : await Secret.read(options.secret);
-    const wanted = { backingFormat, secret };
+    const wanted = { backingFormat, tlsCertificates, secret };
     try {
       return new Backing(file, await Chain.open(file, format, wanted), first, wanted);
     } catch (error) {

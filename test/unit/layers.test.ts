@@ -36,6 +36,7 @@ const LAYERS = [
   ['liveness', 'export-extents', 'chain/facts', 'chain/errors'],
   ['chain/qcow2', 'chain/qed', 'chain/vmdk', 'chain/name'],
   ['chain/header'],
+  ['chain/served'],
   ['chain/chain'],
   ['chain/places'],
   ['file-hold', 'device-hold'],
