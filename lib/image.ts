@@ -28,6 +28,8 @@ export abstract class Image implements AsyncDisposable {
   /** Bytes: the unit in which storage is given. */
   abstract readonly granularity: number;
 
+  /** What is to be said of how it was opened, for people: a part of the warnings. */
+  protected readonly remarks: string[] = [];
   private readonly jobs = new Set<Job>();
   private closing: Promise<void> | undefined;
 
@@ -207,6 +209,16 @@ export abstract class Image implements AsyncDisposable {
   /** What can't be told or promised of this image, for people. */
   get warnings(): string[] {
     return this.forJob().warnings;
+  }
+
+  /** Whether anything that is copied is encrypted. */
+  protected get needsKey(): boolean {
+    return false;
+  }
+
+  /** Says so where a key was given that is of no use. */
+  noteKey(): void {
+    if (!this.needsKey) this.remarks.push('the key that was given is not used: nothing encrypted is copied here');
   }
 
   /** Cancels the jobs, waits for what is in flight, and closes. Safe to call again. */

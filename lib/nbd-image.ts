@@ -132,7 +132,7 @@ class NbdImage extends Image {
   private findWarnings(): string[] {
     const { flags } = this.nbd;
     const { mapped, tells, holes } = this.source;
-    const warnings = [];
+    const warnings = [...this.remarks];
     if (this.format !== 'raw') {
       warnings.push(`the export looks like ${this.format}: what is told here is of its bytes themselves`);
     }

@@ -167,7 +167,7 @@ export class Qcow2Image extends Image {
 
   private findWarnings(): string[] {
     const { facts, probed } = this;
-    const warnings = [];
+    const warnings = [...this.remarks];
     if (probed.doubtful) warnings.push('only a probe says qcow2, and a guest can write that into a raw disk');
     if (!tellsReserved(this.files.file)) {
       warnings.push('the file system can’t tell reserved from missing: holes may have storage');
@@ -288,6 +288,10 @@ export class Qcow2Image extends Image {
       const unwritten = host === 'hole' || host === 'unwritten';
       return entryAt(extent, encrypted && extent.depth === 0 ? undefined : at, zero || (asksHost && data && unwritten));
     };
+  }
+
+  protected override get needsKey(): boolean {
+    return this.backing?.needsKey ?? false;
   }
 
   protected override mapExtents(range: { offset?: number; length?: number }) {

@@ -94,6 +94,11 @@ export class Backing implements AsyncDisposable {
     return this.source.letGo();
   }
 
+  /** Whether the image or what it lies on is encrypted. */
+  get needsKey(): boolean {
+    return this.current.layers.some(({ header }) => header?.encryption);
+  }
+
   /** Throws SECRET_REQUIRED where the image itself can't be written to for want of its key. */
   checkKey(): void {
     const { top, secret } = this.current;

@@ -119,7 +119,7 @@ class StoredImage extends Image {
   }
 
   private findWarnings(): string[] {
-    const warnings = this.backing.warningsFor(this.size);
+    const warnings = [...this.remarks, ...this.backing.warningsFor(this.size)];
     if (!tellsMap(this.format)) {
       warnings.push(`QEMU does not tell what a ${this.format} image maps: all of it is looked at, and none of it verified`);
     }
@@ -192,6 +192,10 @@ class StoredImage extends Image {
   /** Over NBD, QEMU does not tell where in the image's own file a cluster lies. */
   protected override mapEntries(): Promise<(extent: Extent) => MapEntry> {
     return Promise.resolve((extent) => entryAt(extent, extent.at));
+  }
+
+  protected override get needsKey(): boolean {
+    return this.backing.needsKey;
   }
 
   protected override mapExtents(range: { offset?: number; length?: number }) {
