@@ -189,7 +189,7 @@ class FileImage extends Image {
   }
 
   private findWarnings(exact: boolean): string[] {
-    const warnings = [];
+    const warnings = [...this.remarks];
     if (this.probed.doubtful || this.format !== 'raw') {
       warnings.push(`the image looks like ${this.format}: what is told here is of the file itself`);
     }

@@ -28,6 +28,8 @@ export abstract class Image implements AsyncDisposable {
   /** Bytes: the unit in which storage is given. */
   abstract readonly granularity: number;
 
+  /** What is to be said of how it was opened, for people: a part of the warnings. */
+  protected readonly remarks: string[] = [];
   private readonly jobs = new Set<Job>();
   private closing: Promise<void> | undefined;
 
@@ -177,9 +179,14 @@ export abstract class Image implements AsyncDisposable {
   /** The same, some thousands at a time: for millions of them. */
   async *mapPages(range: { offset?: number; length?: number } = {}): AsyncGenerator<MapEntry[]> {
     const entryOf = await this.mapEntries();
-    for await (const page of this.extentPages(range)) {
+    for await (const page of this.mapExtents(range)) {
       yield Array.from(extentsOf(page), (extent) => this.withFile(entryOf(extent)));
     }
+  }
+
+  /** What {@link map} tells of. */
+  protected mapExtents(range: { offset?: number; length?: number }) {
+    return this.extentPages(range);
   }
 
   private withFile(entry: MapEntry): MapEntry {
@@ -202,6 +209,16 @@ export abstract class Image implements AsyncDisposable {
   /** What can't be told or promised of this image, for people. */
   get warnings(): string[] {
     return this.forJob().warnings;
+  }
+
+  /** Whether anything that is copied is encrypted. */
+  protected get needsKey(): boolean {
+    return false;
+  }
+
+  /** Says so where a key was given that is of no use. */
+  noteKey(): void {
+    if (!this.needsKey) this.remarks.push('the key that was given is not used: nothing encrypted is copied here');
   }
 
   /** Cancels the jobs, waits for what is in flight, and closes. Safe to call again. */

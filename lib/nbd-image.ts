@@ -16,6 +16,8 @@ export interface NbdOptions {
   format?: string;
   /** Instead of what a `nbds` URI says, or beside it. */
   tls?: TlsOptions | true;
+  /** Where the URI names none. */
+  tlsCertificates?: string;
 }
 
 /** Larger units are what a server likes best, not what it has storage in. */
@@ -25,11 +27,12 @@ const IN_FLIGHT = 32;
 const LEAVE_MS = 2_000;
 
 /** Throws what NbdClient throws: NBD_LOST, NBD_REFUSED, NBD_TLS, …, USAGE, RANGE. */
-export async function openNbd(uri: string, { format, tls }: NbdOptions = {}): Promise<Image> {
+export async function openNbd(uri: string, { format, tls, tlsCertificates }: NbdOptions = {}): Promise<Image> {
   const nbd = await NbdClient.connect(uri, {
     metaContexts: [BASE_ALLOCATION],
     maxInFlight: IN_FLIGHT,
     ...(tls && { tls }),
+    tlsCertificates,
   });
   try {
     const length = Math.min(nbd.size, roundUp(PROBE_LENGTH, nbd.blockSize.minimum));
@@ -129,7 +132,7 @@ class NbdImage extends Image {
   private findWarnings(): string[] {
     const { flags } = this.nbd;
     const { mapped, tells, holes } = this.source;
-    const warnings = [];
+    const warnings = [...this.remarks];
     if (this.format !== 'raw') {
       warnings.push(`the export looks like ${this.format}: what is told here is of its bytes themselves`);
     }

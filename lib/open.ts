@@ -22,6 +22,15 @@ export async function open(
   target: string | GuestTarget,
   options: OpenOptions & { nbd?: string; tls?: TlsOptions | true } = {},
 ): Promise<Image> {
+  const image = await openAny(target, options);
+  if (options.secret !== undefined) image.noteKey();
+  return image;
+}
+
+async function openAny(
+  target: string | GuestTarget,
+  options: OpenOptions & { nbd?: string; tls?: TlsOptions | true },
+): Promise<Image> {
   if (typeof target === 'string' && isNbdUri(target)) {
     // Loaded only where it is needed, as the next: the command line starts the faster.
     const { openNbd } = await import('./nbd-image.js');

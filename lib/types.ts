@@ -148,6 +148,7 @@ export interface MapEntry {
   present: boolean;
   zero: boolean;
   data: boolean;
+  /** Where it lies in the layer's file, or its external data file; absent for nowhere, or not known. */
   offset?: number;
   host: string;
   /** The layer that has it, where that is not the image itself, and is known. */

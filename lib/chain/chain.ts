@@ -5,6 +5,7 @@
 import type { Stats } from 'node:fs';
 import { fstat } from 'node:fs';
 import { stat } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { Descriptor, READ_ONLY } from '../descriptor.js';
 import { ThickenError } from '../errors.js';
@@ -14,11 +15,15 @@ import type { Secret } from '../secret.js';
 import { chainErrors } from './errors.js';
 import { hasBacking, readHeader, type HeaderFacts } from './header.js';
 import { placeOf, type Place } from './name.js';
+import { readServedHeader } from './served.js';
 
 const statOf = promisify(fstat);
 
 /** Layers below the image. QEMU 7.2 bears 200; libvirt allows as many. */
 export const MOST_LAYERS = 200;
+
+/** What a server may serve the bytes of. */
+const SERVED = new Set(['raw', 'qcow2']);
 
 /** Formats of one file that lie on no other. */
 const PLAIN = new Set(['raw', 'vdi', 'vhdx', 'vpc', 'parallels']);
@@ -41,6 +46,8 @@ export interface Layer {
 export interface ChainOptions {
   /** The format of layers whose parent does not record it. */
   backingFormat?: string | undefined;
+  /** A folder of certificates for servers that want TLS. */
+  tlsCertificates?: string | undefined;
   /** The key of all encrypted layers. */
   secret?: Secret | null;
 }
@@ -111,12 +118,11 @@ class Opening implements AsyncDisposable {
     const layer: Layer = { path, format, source, dataFile: null, virtualSize: null, header: null };
     // From here on it is closed with the rest.
     this.layers.push(layer);
-    if (source.kind === 'nbd') return null;
     if (!hasBacking(format)) {
-      if (format === 'raw') layer.virtualSize = await sizeOf(source);
+      if (format === 'raw' && source.kind !== 'nbd') layer.virtualSize = await sizeOf(source);
       return null;
     }
-    const header = await readHeader(source.file, format);
+    const header = await headerOf(source, path, format);
     this.checkKey(header, path, format);
     layer.header = header;
     layer.virtualSize = header.virtualSize;
@@ -137,12 +143,21 @@ class Opening implements AsyncDisposable {
     if (!PLAIN.has(format) && !hasBacking(format)) {
       throw chainErrors.unsupported(above, format, 'it is the backing file’s, by the image’s word');
     }
-    if (place.kind === 'nbd') {
-      if (format !== 'raw') throw chainErrors.unsupported(above, format, 'an NBD server has to serve raw content');
-      return this.add({ kind: 'nbd', uri: place.uri }, place.name, format);
-    }
+    if (place.kind === 'nbd') return this.addServed(place, format, above);
     const opened = await this.openFile(place, name, above);
     return this.add(opened, place.path, format);
+  }
+
+  /** The same export twice would be read for ever, if its image names it. */
+  private addServed({ uri, name }: Extract<Place, { kind: 'nbd' }>, format: string, above: string) {
+    const { tlsCertificates } = this.options;
+    if (!SERVED.has(format)) throw chainErrors.unsupported(above, format, 'an NBD server has to serve raw or qcow2 content');
+    if (uri.tls && tlsCertificates === undefined) throw chainErrors.certificatesWanted(above, name);
+    const identity = `export ${JSON.stringify([uri.endpoint, uri.exportName])}`;
+    if (this.seen.has(identity)) throw chainErrors.loop(above, name);
+    this.seen.add(identity);
+    const known = uri.tls && tlsCertificates !== undefined ? { ...uri, tlsCertificates: resolve(tlsCertificates) } : uri;
+    return this.add({ kind: 'nbd', uri: known }, name, format);
   }
 
   /** Looked at before it is opened: a loop is none that is opened again. */
@@ -184,6 +199,10 @@ class Opening implements AsyncDisposable {
 
 function identityOf(facts: Stats): string {
   return facts.isBlockDevice() ? `device ${facts.rdev}` : `${facts.dev} ${facts.ino}`;
+}
+
+function headerOf(source: Layer['source'], path: string, format: string): Promise<HeaderFacts> {
+  return source.kind === 'nbd' ? readServedHeader(source.uri, path, format) : readHeader(source.file, format);
 }
 
 /** Bytes of a raw image. */

@@ -50,6 +50,28 @@ export const chainErrors = {
       { path, cause },
     ),
 
+  certificatesWanted: (path: string, backing: string) =>
+    build(
+      'BACKING_REFUSED',
+      `the server of the backing file ${quoted(backing)} is to be spoken to by TLS, and no certificates are given`,
+      'name their folder by --tls-certificates',
+      { path },
+    ),
+
+  unserved: (path: string, said: string, cause: unknown) =>
+    build('BACKING_MISSING', `the layer can't be read from its server (${said})`, 'see to the server, and run it again', {
+      path,
+      cause,
+    }),
+
+  namesMore: (path: string) =>
+    build(
+      'BACKING_REFUSED',
+      'QEMU found other files named in it than thicken had: it has been changed meanwhile',
+      'see to who changes it, and run it again; nothing has been changed',
+      { path },
+    ),
+
   refused: (path: string, backing: string, why: string) =>
     build(
       'BACKING_REFUSED',

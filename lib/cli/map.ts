@@ -86,9 +86,10 @@ async function printTable(image: Image, range: RangeOptions): Promise<void> {
   await flush();
 }
 
-function rowOf({ start, length, host, zero, depth, file = '' }: MapEntry): string[] {
+function rowOf({ start, length, host, zero, depth, file = '', offset }: MapEntry): string[] {
   const guest = zero ? 'zero' : 'data';
-  const where = depth > 0 ? `${guest} @${depth} ${plain(file)}` : guest;
+  const place = offset === undefined ? '' : ` at ${offset}`;
+  const where = depth > 0 ? `${guest} @${depth} ${plain(file)}${place}` : guest;
   return [String(start), String(length), host, where.trimEnd()];
 }
 

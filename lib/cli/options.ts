@@ -15,6 +15,7 @@ export interface CommonOptions {
   json?: boolean;
   format?: string;
   backingFormat?: string;
+  tlsCertificates?: string;
   secret?: SecretSource;
 }
 
@@ -53,6 +54,7 @@ export function addCommon(command: Command): Command {
     command
       .option('--format <format>', 'the image’s format (raw, qcow2, …) instead of a probe')
       .option('--backing-format <format>', 'that of backing files, where no image records it')
+      .option('--tls-certificates <folder>', 'for NBD servers that want TLS: ca-cert.pem, client-cert.pem, client-key.pem')
       .option('--secret <source>', 'the key of encrypted images: file=PATH or fd=N', parseSecret),
   );
 }
@@ -133,10 +135,12 @@ export async function withKey<Options extends CommonOptions, T>(
   }
 }
 
-export function openOptionsOf({ format, backingFormat, secret, nbd }: CommonOptions & QemuOptions): OpenOptions & { nbd?: string } {
+export function openOptionsOf(options: CommonOptions & QemuOptions): OpenOptions & { nbd?: string } {
+  const { format, backingFormat, tlsCertificates, secret, nbd } = options;
   return {
     ...(format !== undefined && { format }),
     ...(backingFormat !== undefined && { backingFormat }),
+    ...(tlsCertificates !== undefined && { tlsCertificates }),
     ...(secret !== undefined && { secret }),
     ...(nbd !== undefined && { nbd }),
   };

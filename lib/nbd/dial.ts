@@ -12,13 +12,16 @@ import {
   type NbdUri,
 } from './uri.js';
 
-export type NbdAddress = NbdEndpoint | { stream: Duplex };
+/** An URI may come in parts, too. */
+export type NbdAddress = NbdEndpoint | NbdUri | { stream: Duplex };
 
 export interface DialOptions {
   /** The default export (an empty name), or the URI's, unless this says otherwise. */
   exportName?: string;
   /** TLS before anything else is said; with a `nbds` URI always. */
   tls?: TlsOptions | true;
+  /** A folder as `tls-certificates` of an URI names it, where TLS is asked for and the URI names none. */
+  tlsCertificates?: string | undefined;
   /** Milliseconds for connecting and for the handshake; 30 s by default. */
   timeoutMs?: number;
   /** Cancels connecting and the handshake; of no effect afterwards. */
@@ -37,12 +40,11 @@ export async function dial<T>(
   talk: Talk<T>,
   once = false,
 ): Promise<T> {
-  const uri = typeof address === 'string' ? parseNbdUri(address) : undefined;
-  const place = uri ? uri.endpoint : (address as NbdAddress);
+  const { uri, place } = partsOf(address);
   const exportName = nameOf(options.exportName ?? uri?.exportName ?? '');
   const ms = timeoutOf(options);
   const path = 'stream' in place ? 'an open connection' : describeEndpoint(place);
-  const tls = await tlsOf(options.tls, uri, path);
+  const tls = await tlsOf(options, uri, path);
   if (options.signal?.aborted) throw nbdErrors.cancelled(path);
   const transport = new Transport('stream' in place ? place.stream : openSocket(place), path);
   const unguard = guard(transport, ms, options.signal);
@@ -60,6 +62,12 @@ export async function dial<T>(
   }
 }
 
+function partsOf(address: NbdAddress | string): { uri?: NbdUri; place: NbdEndpoint | { stream: Duplex } } {
+  if (typeof address !== 'string' && !('endpoint' in address)) return { place: address };
+  const uri = typeof address === 'string' ? parseNbdUri(address) : address;
+  return { uri, place: uri.endpoint };
+}
+
 function nameOf(name: string): string {
   if (Buffer.byteLength(name) <= MOST_NAME && !name.includes('\0')) return name;
   throw nbdErrors.option('the export name is too long, or has a NUL character', 'give another');
@@ -71,12 +79,12 @@ function timeoutOf({ timeoutMs = DEFAULT_TIMEOUT_MS }: DialOptions): number {
 }
 
 async function tlsOf(
-  asked: TlsOptions | true | undefined,
+  { tls: asked, tlsCertificates }: DialOptions,
   uri: NbdUri | undefined,
   path: string,
 ): Promise<TlsOptions | undefined> {
   if (!asked && !uri?.tls) return undefined;
-  const { tlsCertificates: folder, tlsHostname: servername } = uri ?? {};
+  const { tlsCertificates: folder = tlsCertificates, tlsHostname: servername } = uri ?? {};
   return {
     ...(folder !== undefined && (await readCertificates(folder, path))),
     ...(servername !== undefined && { servername }),
@@ -88,7 +96,7 @@ async function secure(
   handshake: Handshake,
   transport: Transport,
   tls: TlsOptions,
-  place: NbdAddress,
+  place: NbdEndpoint | { stream: Duplex },
 ): Promise<void> {
   await handshake.askTls();
   await transport.startTls(tls, 'host' in place ? place.host : 'localhost');

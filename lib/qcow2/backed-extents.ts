@@ -3,6 +3,7 @@ import type { ExtentPage } from '../extent.js';
 import type { ExtentSource } from '../extent-source.js';
 import { BELOW } from '../mapped.js';
 import type { CancelFlag } from '../native.js';
+import { PageBuilder } from '../page-builder.js';
 import type { ByteRange } from '../types.js';
 
 export class BackedExtents implements ExtentSource {
@@ -48,7 +49,7 @@ function spanBelow({ offset, length, state }: ExtentPage): ByteRange | null {
 async function* joined(page: ExtentPage, below: AsyncIterable<ExtentPage>): AsyncGenerator<ExtentPage, void, undefined> {
   let i = 0;
   for await (const part of below) {
-    const pieces = new Pieces();
+    const pieces = new PageBuilder();
     for (let j = 0; j < part.offset.length; j++) {
       const [start, end] = [part.offset[j]!, part.offset[j]! + part.length[j]!];
       for (; i < page.offset.length && page.offset[i]! < end; i++) {
@@ -63,47 +64,9 @@ async function* joined(page: ExtentPage, below: AsyncIterable<ExtentPage>): Asyn
         if (last > end) break;
       }
     }
-    if (pieces.some) yield pieces.page();
+    if (pieces.count > 0) yield pieces.page();
   }
-  const rest = new Pieces();
+  const rest = new PageBuilder();
   for (; i < page.offset.length; i++) rest.addWhole(page, i);
-  if (rest.some) yield rest.page();
-}
-
-class Pieces {
-  private readonly offset: number[] = [];
-  private readonly length: number[] = [];
-  private readonly state: number[] = [];
-  private readonly flags: number[] = [];
-  private readonly depth: number[] = [];
-  private readonly host: number[] = [];
-
-  get some(): boolean {
-    return this.offset.length > 0;
-  }
-
-  /** A range with what entry `j` of a page says of it. */
-  add(offset: number, length: number, page: ExtentPage, j: number): void {
-    this.offset.push(offset);
-    this.length.push(length);
-    this.state.push(page.state[j]!);
-    this.flags.push(page.flags[j]!);
-    this.depth.push(page.depth?.[j] ?? 0);
-    this.host.push(page.host?.[j] ?? -1);
-  }
-
-  addWhole(page: ExtentPage, j: number): void {
-    this.add(page.offset[j]!, page.length[j]!, page, j);
-  }
-
-  page(): ExtentPage {
-    return {
-      offset: Float64Array.from(this.offset),
-      length: Float64Array.from(this.length),
-      state: Uint8Array.from(this.state),
-      flags: Uint32Array.from(this.flags),
-      depth: Uint32Array.from(this.depth),
-      host: Float64Array.from(this.host),
-    };
-  }
+  if (rest.count > 0) yield rest.page();
 }

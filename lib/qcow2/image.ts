@@ -14,6 +14,7 @@ import { FileLiveness } from '../liveness.js';
 import type { CancelFlag, Qcow2Facts } from '../native.js';
 import type { OpenOptions } from '../open-options.js';
 import type { Plan, PlanFacts } from '../plan.js';
+import { resolveRange } from '../range.js';
 import { qcow2Route, type Qcow2Context } from '../routes/qcow2.js';
 import type { Route, RouteRequest } from '../routes/route.js';
 import type { Target } from '../target.js';
@@ -166,7 +167,7 @@ export class Qcow2Image extends Image {
 
   private findWarnings(): string[] {
     const { facts, probed } = this;
-    const warnings = [];
+    const warnings = [...this.remarks];
     if (probed.doubtful) warnings.push('only a probe says qcow2, and a guest can write that into a raw disk');
     if (!tellsReserved(this.files.file)) {
       warnings.push('the file system can’t tell reserved from missing: holes may have storage');
@@ -284,8 +285,17 @@ export class Qcow2Image extends Image {
     return (extent) => {
       const { zero, data, host, at } = extent;
       const unwritten = host === 'hole' || host === 'unwritten';
-      return entryAt(extent, encrypted ? undefined : at, zero || (asksHost && data && unwritten));
+      return entryAt(extent, encrypted && extent.depth === 0 ? undefined : at, zero || (asksHost && data && unwritten));
     };
+  }
+
+  protected override get needsKey(): boolean {
+    return this.backing?.needsKey ?? false;
+  }
+
+  protected override mapExtents(range: { offset?: number; length?: number }) {
+    const pages = super.mapExtents(range);
+    return this.backing?.placed(pages, resolveRange(range, this.size, this.path)) ?? pages;
   }
 
   protected override fileAt(depth: number): string | undefined {

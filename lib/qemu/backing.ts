@@ -1,7 +1,9 @@
 /** What an image at rest lies on, opened by the caller's word, and how the storage daemon deals with it. */
 import { Chain, type ChainOptions, type Layer } from '../chain/chain.js';
 import { chainErrors } from '../chain/errors.js';
+import { placed } from '../chain/places.js';
 import type { Descriptor } from '../descriptor.js';
+import type { ExtentPage } from '../extent.js';
 import type { ExtentSource } from '../extent-source.js';
 import type { OpenOptions } from '../open-options.js';
 import { populateRoute, type GuestContext } from '../routes/populate.js';
@@ -9,7 +11,7 @@ import { nbdRewriteRoute, nbdTouchRoute } from '../routes/nbd-touch.js';
 import type { Mechanism, Route, RouteRequest } from '../routes/route.js';
 import { streamRoute } from '../routes/stream.js';
 import { Secret } from '../secret.js';
-import type { AllocationRequest, ImageInfo, RouteName } from '../types.js';
+import type { AllocationRequest, ByteRange, ImageInfo, RouteName } from '../types.js';
 import { diskErrors } from './errors.js';
 import { nodeOf } from './chain-nodes.js';
 import { restRoute } from './rest-route.js';
@@ -21,7 +23,7 @@ const MECHANISMS: Partial<Record<RouteName, Mechanism<GuestContext>>> = {
   stream: streamRoute,
 };
 
-type BackingOptions = Pick<OpenOptions, 'backingFormat' | 'secret'>;
+type BackingOptions = Pick<OpenOptions, 'backingFormat' | 'tlsCertificates' | 'secret'>;
 
 export class Backing implements AsyncDisposable {
   private readonly source: RestSource;
@@ -41,9 +43,9 @@ export class Backing implements AsyncDisposable {
    * Throws what Chain.open and Secret.read throw.
    */
   static async open(file: Descriptor, format: string, first: 0 | 1, options: BackingOptions = {}): Promise<Backing> {
-    const { backingFormat } = options;
+    const { backingFormat, tlsCertificates } = options;
     const secret = options.secret === undefined ? null : await Secret.read(options.secret);
-    const wanted = { backingFormat, secret };
+    const wanted = { backingFormat, tlsCertificates, secret };
     try {
       return new Backing(file, await Chain.open(file, format, wanted), first, wanted);
     } catch (error) {
@@ -63,6 +65,11 @@ export class Backing implements AsyncDisposable {
   /** Which layer has what, and whether that reads as zeros. */
   get extents(): ExtentSource {
     return this.source;
+  }
+
+  /** The same again, with the places of what lies below. */
+  placed(pages: AsyncIterable<ExtentPage>, range: ByteRange): AsyncGenerator<ExtentPage, void, undefined> {
+    return placed(pages, this.current, range, async (depth) => (await this.sizes()).get(nodeOf(depth)) ?? 0);
   }
 
   /** Looks at headers and layers anew: somebody else may have changed them since. */
@@ -85,6 +92,11 @@ export class Backing implements AsyncDisposable {
   /** Ends the daemon that reads; the next look starts another one. */
   letGo(): Promise<void> {
     return this.source.letGo();
+  }
+
+  /** Whether the image or what it lies on is encrypted. */
+  get needsKey(): boolean {
+    return this.current.layers.some(({ header }) => header?.encryption);
   }
 
   /** Throws SECRET_REQUIRED where the image itself can't be written to for want of its key. */
@@ -124,11 +136,16 @@ export class Backing implements AsyncDisposable {
     return warnings;
   }
 
-  /** The layers, with how much of the image's content comes from each; `bytes`: by depth. */
-  async info(bytes: readonly number[]): Promise<ImageInfo['backing']> {
+  /** Bytes of each layer, by its node. */
+  private async sizes(): Promise<Map<string | undefined, number>> {
     const { daemon } = await this.source.engine();
     const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
-    const sizes = new Map(nodes.map((node) => [node['node-name'], node.image['virtual-size']]));
+    return new Map(nodes.map((node) => [node['node-name'], node.image['virtual-size']]));
+  }
+
+  /** The layers, with how much of the image's content comes from each; `bytes`: by depth. */
+  async info(bytes: readonly number[]): Promise<ImageInfo['backing']> {
+    const sizes = await this.sizes();
     return this.layers.map(({ path, format, virtualSize }, i) => ({
       path,
       format,

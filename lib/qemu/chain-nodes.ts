@@ -35,9 +35,21 @@ export interface ChainAccess {
 /** Adds nodes from the lowest layer up, so that none looks for what lies below it by itself. */
 export async function addChain(daemon: StorageDaemon, chain: Chain, access: ChainAccess): Promise<void> {
   const locked = chain.layers.slice(access.first).find(({ header }) => header?.encryption);
-  if (!locked) return addLayers(daemon, chain, access);
-  if (!chain.secret) throw chainErrors.secretWanted(locked.path);
-  await daemon.withSecret(KEY, chain.secret, () => addLayers(daemon, chain, access));
+  if (!locked) await addLayers(daemon, chain, access);
+  else if (!chain.secret) throw chainErrors.secretWanted(locked.path);
+  else await daemon.withSecret(KEY, chain.secret, () => addLayers(daemon, chain, access));
+  await checkNames(daemon, chain);
+}
+
+/**
+ * A server may have served another header to the daemon than to us: one that names a data file, which
+ * can't be told not to be opened. Such a node has a name of QEMU's own making.
+ */
+async function checkNames(daemon: StorageDaemon, { layers }: Chain): Promise<void> {
+  const served = layers.find(({ source, header }) => source.kind === 'nbd' && header);
+  if (!served) return;
+  const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
+  if (nodes.some((node) => node['node-name']?.startsWith('#') ?? true)) throw chainErrors.namesMore(served.path);
 }
 
 async function addLayers(daemon: StorageDaemon, chain: Chain, access: ChainAccess): Promise<void> {
@@ -104,7 +116,7 @@ async function addLayer(
 type Common = Record<string, boolean>;
 
 async function addSource(daemon: StorageDaemon, { source }: Layer, name: string, common: Common): Promise<void> {
-  if (source.kind === 'nbd') return daemon.addNode(nbdNode(source.uri, name, common));
+  if (source.kind === 'nbd') return addServed(daemon, source.uri, name, common);
   await addFile(daemon, name, source.file, source.kind === 'file' ? 'file' : 'host_device', common);
 }
 
@@ -118,6 +130,16 @@ async function addFile(
 ): Promise<void> {
   const number = await file.useNow((fd) => fd);
   await daemon.addFile({ ...common, driver, 'node-name': name, filename: `/proc/${process.pid}/fd/${number}` });
+}
+
+async function addServed(daemon: StorageDaemon, uri: NbdUri, name: string, common: Common): Promise<void> {
+  const node = nbdNode(uri, name, common);
+  if (!uri.tls) return daemon.addNode(node);
+  const id = `tls-${name}`;
+  await daemon.addCertificates(id, uri.tlsCertificates!);
+  // QEMU 7.2 would not look at the name in the certificate of a server on a UNIX socket.
+  const host = 'host' in uri.endpoint ? uri.endpoint.host : 'localhost';
+  await daemon.addNode({ ...node, 'tls-creds': id, 'tls-hostname': uri.tlsHostname ?? host });
 }
 
 function nbdNode({ endpoint, exportName }: NbdUri, name: string, common: Common): NodeOptions {

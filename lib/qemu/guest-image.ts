@@ -170,8 +170,11 @@ class GuestImage extends Image {
   }
 
   private findWarnings(): string[] {
-    if (!this.reserve) return [];
-    return ['a guest’s discard gives blocks back where the disk has discard=unmap, which QEMU does not tell'];
+    const warnings = [...this.remarks];
+    if (this.reserve) {
+      warnings.push('a guest’s discard gives blocks back where the disk has discard=unmap, which QEMU does not tell');
+    }
+    return warnings;
   }
 
   /** All that QEMU holds in memory must be on the disk before the tables are read. */

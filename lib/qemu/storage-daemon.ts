@@ -101,6 +101,11 @@ export class StorageDaemon implements AsyncDisposable {
     }
   }
 
+  /** What NBD nodes name as `tls-creds`: certificates in a folder, of our own and of who vouches for a server. */
+  async addCertificates(id: string, dir: string): Promise<void> {
+    await this.qmp.execute('object-add', { 'qom-type': 'tls-creds-x509', id, endpoint: 'client', dir, 'verify-peer': true });
+  }
+
   /** Of a node that nothing uses any more. */
   async removeNode(name: string): Promise<void> {
     await this.qmp.execute('blockdev-del', { 'node-name': name });

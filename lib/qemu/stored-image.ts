@@ -12,6 +12,7 @@ import { native, type CancelFlag } from '../native.js';
 import type { OpenOptions } from '../open-options.js';
 import type { PassRequest } from '../pass.js';
 import type { PlanFacts, Survey } from '../plan.js';
+import { resolveRange } from '../range.js';
 import type { Route, RouteRequest } from '../routes/route.js';
 import { filesystemInfo } from '../space.js';
 import type { AllocationRequest, ImageInfo, MapEntry, RouteName } from '../types.js';
@@ -118,7 +119,7 @@ class StoredImage extends Image {
   }
 
   private findWarnings(): string[] {
-    const warnings = this.backing.warningsFor(this.size);
+    const warnings = [...this.remarks, ...this.backing.warningsFor(this.size)];
     if (!tellsMap(this.format)) {
       warnings.push(`QEMU does not tell what a ${this.format} image maps: all of it is looked at, and none of it verified`);
     }
@@ -188,9 +189,17 @@ class StoredImage extends Image {
     return { allocated: met, missing, needed: { metadata: missing, falloc: all, full: all } };
   }
 
-  /** Over NBD, QEMU does not tell where in the file a cluster lies. */
+  /** Over NBD, QEMU does not tell where in the image's own file a cluster lies. */
   protected override mapEntries(): Promise<(extent: Extent) => MapEntry> {
-    return Promise.resolve((extent) => entryAt(extent, undefined));
+    return Promise.resolve((extent) => entryAt(extent, extent.at));
+  }
+
+  protected override get needsKey(): boolean {
+    return this.backing.needsKey;
+  }
+
+  protected override mapExtents(range: { offset?: number; length?: number }) {
+    return this.backing.placed(super.mapExtents(range), resolveRange(range, this.size, this.path));
   }
 
   protected override fileAt(depth: number): string | undefined {

@@ -202,7 +202,11 @@ export interface QmpCommands {
     { device: string; 'image-node-name': string; 'backing-file': string },
     Nothing
   >;
-  'object-add': Call<{ 'qom-type': 'secret'; id: string; format: 'base64'; data: string }, Nothing>;
+  'object-add': Call<
+    | { 'qom-type': 'secret'; id: string; format: 'base64'; data: string }
+    | { 'qom-type': 'tls-creds-x509'; id: string; endpoint: 'client'; dir: string; 'verify-peer': boolean },
+    Nothing
+  >;
   'object-del': Call<ById, Nothing>;
   'qom-get': Call<{ path: string; property: string }, unknown>;
   'qom-list': Call<{ path: string }, { name: string; type: string }[]>;

@@ -26,7 +26,7 @@ import {
 const runnable = requires({ tools: TOOLS });
 
 async function exportOf(host: Host): Promise<string> {
-  const id = (await leftovers(host)).find((name) => /^thicken-\d+-\d+-[0-9a-f]+$/.test(name));
+  const id = (await leftovers(host)).find((name) => /^thicken-\d+-\d+-[0-9a-f]{14}-[0-9a-f]+$/.test(name));
   expect(id).toBeDefined();
   return id!;
 }

@@ -1,6 +1,7 @@
 import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { ownName } from '../../lib/qemu/owner.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
 import {
@@ -86,7 +87,7 @@ describe.runIf(runnable)('what others put where a killed run’s files might be'
     mkdirSync(victim);
     writeFileSync(join(victim, 'precious'), 'x');
     writeFileSync(join(victim, 'nbd.sock'), 'x');
-    const names = ['thicken-1-1-00000001-aaaaaa', 'thicken-1-1-00000002-aaaaaa'].map((name) => join(host.temp, name));
+    const names = [1, 2].map((i) => join(host.temp, `${ownName().replace(/^thicken-\d+-\d+/, 'thicken-1-1')}-${i}`));
     symlinkSync(victim, names[0]!);
     mkdirSync(names[1]!);
     writeFileSync(join(names[1]!, 'precious'), 'x');

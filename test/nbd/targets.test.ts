@@ -267,6 +267,8 @@ describe.runIf(runnable && requires({ tools: ['openssl'] }))('through TLS', () =
     expect(result.verified).toBe(true);
     const pem = (name: string) => readFileSync(join(own, name));
     const tls = { ca: pem('ca-cert.pem'), cert: pem('client-cert.pem'), key: pem('client-key.pem') };
+    const named = await cliJson<ImageInfo>(['info', uri, '--tls-certificates', own]);
+    expect(named.document).toMatchObject({ target: uri, kind: 'nbd' });
     await using image = await open(uri, { tls });
     expect((await image.allocate({ exclusive: true, preallocation: 'full' }).result).verified).toBe(true);
     await expectSame(path, 'raw', copy);

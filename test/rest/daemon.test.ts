@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readdirSync, statSync, watch } from 'node:fs';
+import { mkdirSync, readdirSync, readlinkSync, statSync, watch } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -25,9 +25,10 @@ const failureOf = (promise: Promise<unknown>) =>
     (error: unknown) => error as ThickenError,
   );
 
-/** Another process that has a daemon; and its folder. */
-async function startHolder(): Promise<{ holding: Spawned; folder: string }> {
-  const holding = start(process.execPath, [holder]);
+/** Another process that has a daemon; and its folder. `by`: what it is started by. */
+async function startHolder(by: string[] = []): Promise<{ holding: Spawned; folder: string }> {
+  const [command, ...args] = [...by, process.execPath, holder];
+  const holding = start(command!, args);
   const [, socket] = await holding.output('stdout', /ready (\S+)/);
   return { holding, folder: dirname(socket!) };
 }
@@ -86,7 +87,7 @@ describe.runIf(withDaemon)('a storage daemon', () => {
 
   it('that does not start is told of in its own words', async () => {
     const usual = process.env.TMPDIR!;
-    const long = join(usual, 'x'.repeat(60), 'y'.repeat(60));
+    const long = join(usual, 'x'.repeat(30), 'y'.repeat(30));
     mkdirSync(long, { recursive: true });
     process.env.TMPDIR = long;
     const error = await failureOf(StorageDaemon.start()).finally(() => (process.env.TMPDIR = usual));
@@ -178,5 +179,45 @@ describe.runIf(withDaemon)('a thicken that goes without its daemon', () => {
     expect(daemonsIn(folder)).toEqual(daemons);
     holding.kill();
     await holding.exit;
+  });
+});
+
+const APART = ['unshare', '--pid', '--fork', '--mount-proc', '--kill-child'];
+const inFirst = readlinkSync('/proc/self/ns/pid') === 'pid:[4026531836]';
+
+/** Processes have other ids in there, and others are not seen. */
+describe.runIf(withDaemon && requires({ root: true, tools: ['unshare'] }))('a thicken in another namespace of process ids', () => {
+  it('keeps its daemon when one out here starts another', async () => {
+    const { holding, folder } = await startHolder(APART);
+    const daemons = daemonsIn(folder);
+    expect(daemons).toHaveLength(1);
+    {
+      await using _daemon = await StorageDaemon.start();
+    }
+    expect(daemonsIn(folder)).toEqual(daemons);
+    expect(readdirSync(folder).sort()).toEqual(['nbd.sock', 'qmp.sock']);
+    const inside = processesWith(holder).find(({ args }) => args[0] === process.execPath);
+    process.kill(inside!.pid, 'SIGTERM');
+    await holding.exit;
+  });
+
+  it('leaves the daemon of one out here alone', async () => {
+    await using daemon = await StorageDaemon.start();
+    const daemons = daemonsIn(tmpdir());
+    const { holding } = await startHolder(APART);
+    expect(await daemon.qmp.execute('query-block-exports')).toEqual([]);
+    expect(daemonsIn(tmpdir())).toEqual(expect.arrayContaining(daemons));
+    const inside = processesWith(holder).find(({ args }) => args[0] === process.execPath);
+    process.kill(inside!.pid, 'SIGTERM');
+    await holding.exit;
+  });
+
+  it.runIf(inFirst)('that has ended with all in it leaves what the next run removes', async () => {
+    const { holding, folder } = await startHolder(APART);
+    holding.kill('SIGKILL');
+    await waitFor('all in it to end', () => [folder, holder].every((text) => processesWith(text).length === 0));
+    expect(readdirSync(folder).length).toBeGreaterThan(0);
+    await using daemon = await StorageDaemon.start();
+    expect(readdirSync(tmpdir())).toEqual([dirname(daemon.qmp.name).split('/').at(-1)]);
   });
 });

@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { open, QmpClient } from '../../lib/index.js';
 import { readSecret, Secret } from '../../lib/secret.js';
 import type { AllocationResult, ImageInfo, MapEntry } from '../../lib/types.js';
-import { serveFile } from '../nbd/servers.js';
+import { qemuNbd, serveFile } from '../nbd/servers.js';
 import { cliJson, expectContract, expectOneLine, KiB, MiB, type Refusal } from '../storage/helpers.js';
 import type { QemuExtent } from '../support/judges.js';
 import { cli, cliMain, mustRun, run, spawnCli } from '../support/processes.js';
@@ -319,6 +319,60 @@ describe.runIf(runnable)('nobody sees the key', () => {
       expectOneLine(outcome, 'USAGE');
       expect(outcome.stderr).toContain('file=PATH or fd=N');
       expect(outcome.stdout + outcome.stderr).not.toContain('hunter2');
+    }
+  });
+});
+
+describe.runIf(runnable && requires({ tools: ['qemu-nbd'] }))('a key that nothing needs', () => {
+  const unused = expect.stringMatching(/key .* is not used/);
+
+  async function imageOf(format: string, ...options: string[]): Promise<string> {
+    const path = scratchPath(`image.${format}`);
+    await mustRun('qemu-img', ['create', '-q', '-f', format, ...options, path, '1M']);
+    return path;
+  }
+
+  const TARGETS: Record<string, (key: Key) => Promise<string[]>> = {
+    'a raw file': async () => [await imageOf('raw')],
+    'a qcow2 image': async () => [await imageOf('qcow2')],
+    'a qcow2 image over another': async () => [
+      await imageOf('qcow2', '-b', await imageOf('raw'), '-F', 'raw'), '--format', 'qcow2',
+    ],
+    'a QED image': async () => [await imageOf('qed'), '--format', 'qed'],
+    'an export': async () => [(await qemuNbd(await imageOf('raw'), 'raw')).uri, '--exclusive', '--preallocation', 'full'],
+    'an encrypted image that lies on nothing': async ({ object }) => {
+      const path = scratchPath('image.qcow2');
+      await createEncrypted('-f', 'qcow2', ...object, '-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10', path, '1M');
+      return [path, '--format', 'qcow2'];
+    },
+  };
+
+  it.each(Object.keys(TARGETS))('is told of by %s, which is allocated all the same', async (name) => {
+    const key = makeKey();
+    const target = await TARGETS[name]!(key);
+    const secret = ['--secret', `file=${key.file}`];
+    for (const dry of [['--dry-run'], []]) {
+      const { status, stderr, document } = await cliJson<AllocationResult>(['allocate', ...target, ...secret, ...dry]);
+      expect(status, stderr).toBe(0);
+      expect(document.warnings).toContainEqual(unused);
+      expect(stderr).toMatch(/^thicken: warning: the key/m);
+    }
+    const named = target.filter((_, i) => i === 0 || target[1] === '--format');
+    const info = await cliJson<ImageInfo>(['info', ...named, ...secret]);
+    expect(info.document.warnings).toContainEqual(unused);
+    const without = await cliJson<ImageInfo>(['info', ...named]);
+    expect(without.document.warnings).not.toContainEqual(unused);
+  });
+
+  it('by one target of several is told of by the others alone', async () => {
+    const disk = await makeDisk('raw');
+    const words = ['allocate', disk.path, await imageOf('qcow2'), '--format', 'qcow2', '--secret', `file=${disk.key.file}`];
+    const { status, document } = await cliJson<AllocationResult[]>(words);
+    expect(status).toBe(0);
+    expect(document.map(({ warnings }) => warnings.some((text) => /key .* is not used/.test(text)))).toEqual([false, true]);
+    for (const command of ['info', 'verify']) {
+      const outcome = await cliJson<ImageInfo>([command, disk.path, '--format', 'qcow2', '--secret', `file=${disk.key.file}`]);
+      expect(outcome.document.warnings).not.toContainEqual(unused);
     }
   });
 });

@@ -28,6 +28,15 @@ describe('the name of a backing file', () => {
     expect(placeOf(name, '/vm/disk.qcow2')).toMatchObject({ kind: 'nbd', uri: { endpoint, exportName, tls: false } });
   });
 
+  test.each(['nbds://host/x', 'nbds+unix:///x?socket=/run/s', 'nbds://10.0.0.1/?tls-hostname=host'])('%j is a server, by TLS', (name) => {
+    expect(placeOf(name, '/vm/disk.qcow2')).toMatchObject({ kind: 'nbd', uri: { tls: true } });
+  });
+
+  test.each(['nbd://host/export', 'nbd+unix:///?socket=/run/s', 'nbd:unix:/run/s'])('below %j is absolute, or refused', (above) => {
+    expect(placeOf('/images/base.raw', above)).toEqual(file('/images/base.raw'));
+    expect(() => placeOf('base.raw', above)).toThrow(expect.objectContaining({ code: 'BACKING_REFUSED' }));
+  });
+
   test.each([
     ['', /empty/],
     ['json:{}', /json:/],
@@ -35,7 +44,7 @@ describe('the name of a backing file', () => {
     ['ssh://host/x', /protocol ssh/],
     ['base.raw:snapshot', /protocol base.raw/],
     ['fat:rw:/etc', /protocol fat/],
-    ['nbds://host/x', /TLS/],
+    ['nbds://host/x?tls-certificates=/pki', /--tls-certificates/],
     ['nbd:host', /no address/],
     ['nbd:unix:', /no address/],
     ['a\nb', /not to be seen/],
