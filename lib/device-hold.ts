@@ -138,7 +138,7 @@ export class DeviceHold implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.proof.catch(() => undefined);
-    this.gate.close();
+    await this.gate.close();
     for (const { descriptor } of this.lowers) await descriptor?.close();
     await this.device.close();
   }

@@ -182,7 +182,7 @@ export class FileHold implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.proof.catch(() => undefined);
     await this.closeWriters();
-    this.gate.close();
+    await this.gate.close();
     await this.lock.close();
   }
 }

@@ -37,7 +37,7 @@ export interface OpenGate {
   /** Whether there were just `own` opens since `reset`; if so, the gate is open again. */
   settle(own: number): boolean;
   disturbed(): boolean;
-  close(): void;
+  close(): Promise<void>;
 }
 
 /** The order is that of `ExtentMethod` in native/extents.h. */

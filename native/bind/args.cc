@@ -139,4 +139,17 @@ Napi::Value OpenGateObject::disturbed(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), open(info).disturbed());
 }
 
+Napi::Value OpenGateObject::close(const Napi::CallbackInfo& info) {
+  struct Nothing {};
+  // The task lives on until it is settled: its hold is given up within it.
+  auto last = std::make_shared<std::shared_ptr<OpenGate>>(std::move(gate_));
+  return queue<Nothing>(
+      info.Env(), std::make_shared<CancelFlag>(),
+      [last](Nothing*, const CancelFlag&) {
+        last->reset();
+        return Status{};
+      },
+      [](Napi::Env env, const Nothing&) { return env.Undefined(); });
+}
+
 }  // namespace thicken

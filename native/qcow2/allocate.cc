@@ -257,7 +257,8 @@ bool Allocator::stops(const CancelFlag& cancel, Progress* progress) {
   return progress->stopped();
 }
 
-// To cut a file off by its name needs no open. What was there is gone, and a write would grow it again.
+// To cut a file off by its name needs no open. What was there is gone, and a write would grow it
+// again.
 Outcome Allocator::checkSizes() {
   uint64_t size = 0;
   uint64_t dataSize = 0;

@@ -51,6 +51,11 @@ Outcome Chunk::loadTables(Io& io, Refcounts* counts) {
   return {};
 }
 
+bool Chunk::changesInPlace() const {
+  return std::any_of(tables_.begin(), tables_.end(),
+                     [](const ChunkTable& table) { return table.changed && table.owned; });
+}
+
 // Entries for which the rules say the same, too.
 EntryRun Chunk::runAt(size_t index, uint64_t from, uint64_t end) {
   const uint64_t start = tables_[index].l1Index * image_.geometry.tableEntries();
@@ -73,7 +78,7 @@ Outcome Chunk::examine(size_t index) {
     if (decision.action == Action::populate)
       return Outcome::refused(Code::needsPopulate, "content comes from the backing file",
                               Range{guest << geometry.clusterBits, geometry.clusterSize()});
-    for (uint64_t k = 0; k < run.count; k++) noteEntry(run.at(k), guest + k, decision);
+    noteRun(run, guest, decision.action);
     if (decision.action == Action::keep) continue;
     table.changed = true;
     table.dirtyFirst = std::min(table.dirtyFirst, i - run.count);
@@ -90,19 +95,20 @@ bool Chunk::isFilled(Action action) const {
          (action == Action::map && image_.geometry.externalData && rules_.plain());
 }
 
-void Chunk::noteEntry(Entry entry, uint64_t guestCluster, Decision decision) {
-  if (request_.level == Level::full || isFilled(decision.action)) noteZeros(entry, guestCluster);
-  if (decision.action == Action::map) {
-    mappedClusters_++;
+void Chunk::noteRun(const EntryRun& run, uint64_t guestCluster, Action action) {
+  if (request_.level == Level::full || isFilled(action))
+    for (uint64_t k = 0; k < run.count; k++) noteZeros(run.at(k), guestCluster + k);
+  if (action == Action::map) {
+    mappedClusters_ += run.count;
     return;
   }
-  if (request_.level == Level::metadata || entry.isCompressed() || image_.geometry.externalData)
+  if (request_.level == Level::metadata || run.first.isCompressed() || image_.geometry.externalData)
     return;
-  const uint64_t host = entry.offset() >> image_.geometry.clusterBits;
+  const uint64_t host = run.first.offset() >> image_.geometry.clusterBits;
   if (!mapped_.empty() && mapped_.back().end() == host)
-    mapped_.back().count++;
+    mapped_.back().count += run.count;
   else
-    mapped_.push_back(ClusterRun{host, 1});
+    mapped_.push_back(ClusterRun{host, run.count});
 }
 
 // A cluster that a snapshot shares may be data there, whatever its state is here.

@@ -64,6 +64,8 @@ class Chunk {
   uint64_t dataNeeded() const { return image_.geometry.externalData ? 0 : mappedClusters_; }
   uint64_t tablesNeeded() const { return tablesNeeded_; }
   bool hasChanges() const { return hasChanges_; }
+  /// Whether a table changes that something refers to already.
+  bool changesInPlace() const;
 
   /// Enters new clusters into the tables. `supply` holds dataNeeded() clusters, which read as zeros
   /// by now if that is what the rules want.
@@ -85,7 +87,7 @@ class Chunk {
  private:
   Outcome loadTables(Io& io, Refcounts* counts);
   Outcome examine(size_t table);
-  void noteEntry(Entry entry, uint64_t guestCluster, Decision decision);
+  void noteRun(const EntryRun& run, uint64_t guestCluster, Action action);
   void noteZeros(Entry entry, uint64_t guestCluster);
   bool isFilled(Action action) const;
   EntryRun runAt(size_t table, uint64_t from, uint64_t end);

@@ -68,12 +68,16 @@ Outcome Allocator::lower(uint64_t cluster, uint64_t by) {
 }
 
 // The order is what makes a crash at any moment harmless: whatever is referred to is on the disk,
-// and counted there, before what refers to it is written.
+// and counted there, before what refers to it is written. Nothing refers to new tables before L1
+// does: they can go to the disk together with the counts.
 Outcome Allocator::commit(Chunk* chunk, const Choice& choice) {
   chunk->assign(choice.supply);
-  Outcome outcome = countClusters(choice);
-  if (outcome.ok()) outcome = writeTables(chunk);
-  if (outcome.ok()) outcome = Outcome::of(file_.sync());
+  const bool together = !chunk->changesInPlace();
+  Outcome outcome;
+  if (together) outcome = writeTables(chunk);
+  if (outcome.ok()) outcome = countClusters(choice);
+  if (outcome.ok() && !together) outcome = writeTables(chunk);
+  if (outcome.ok() && !together) outcome = Outcome::of(file_.sync());
   if (outcome.ok()) outcome = writeL1(chunk);
   if (outcome.ok()) outcome = releaseOld(*chunk);
   return outcome;

@@ -56,6 +56,25 @@ void setCount(uint8_t* block, uint32_t order, uint64_t index, uint64_t count) {
   }
 }
 
+namespace {
+
+// A run of counts: the first, and then what is there already, as often as it takes.
+void setCounts(uint8_t* block, uint32_t order, uint64_t first, uint64_t end, uint64_t count) {
+  constexpr uint32_t kOneByte = 3;
+  if (order < kOneByte) {
+    for (uint64_t i = first; i < end; i++) setCount(block, order, i, count);
+    return;
+  }
+  const uint64_t width = 1ull << (order - kOneByte);
+  uint8_t* const start = block + first * width;
+  const uint64_t length = (end - first) * width;
+  setCount(start, order, 0, count);
+  for (uint64_t done = width; done < length; done *= 2)
+    std::memcpy(start + done, start, std::min(done, length - done));
+}
+
+}  // namespace
+
 Outcome Refcounts::load(uint64_t blockIndex, Block** block) {
   const auto found = blocks_.find(blockIndex);
   if (found != blocks_.end()) {
@@ -102,8 +121,7 @@ Outcome Refcounts::setRun(ClusterRun run, uint64_t count) {
     if (!outcome.ok()) return outcome;
     const uint64_t first = at % entries;
     const uint64_t last = std::min(first + (run.end() - at), entries) - 1;
-    for (uint64_t i = first; i <= last; i++)
-      setCount(block->bytes.data(), geometry.refcountOrder, i, count);
+    setCounts(block->bytes.data(), geometry.refcountOrder, first, last + 1, count);
     if (block->dirtyEnd == 0) dirty_.push_back(at / entries);
     mark(block, (first << geometry.refcountOrder) / 8,
          (((last + 1) << geometry.refcountOrder) + 7) / 8);

@@ -19,6 +19,9 @@ constexpr Mark kOnce = 0x8;
 constexpr Mark kPacked = 0x10;
 constexpr uint32_t kCountShift = 5;
 constexpr Mark kMostReferences = ~Mark{0} >> kCountShift;
+// What most clusters of most images are.
+constexpr Mark kPlainData =
+    static_cast<Mark>(Use::guest) | kActive | kOnce | Mark{1} << kCountShift;
 constexpr size_t kMostListed = 1u << 20;
 
 struct FreeDeleter {
@@ -84,8 +87,18 @@ class Comparison {
 
   uint64_t matched() const { return matched_; }
 
+  // Counts what most clusters are: free, or guest data that one entry refers to. False: compare()
+  // looks at it; an outcome for each would take longer than all else.
+  bool isUsual(uint64_t cluster, uint64_t count) {
+    if (count == 0) return true;
+    if (count != 1 || tally_.mark(cluster) != kPlainData) return false;
+    survey_->counted++;
+    survey_->end = std::max(survey_->end, cluster + 1);
+    matched_++;
+    return true;
+  }
+
   Outcome compare(uint64_t cluster, uint64_t count) {
-    if (count == 0) return {};
     survey_->counted++;
     survey_->end = std::max(survey_->end, cluster + 1);
     const Mark mark = tally_.mark(cluster);
@@ -161,6 +174,7 @@ Outcome compareWindow(Io& io, const Image& image, ClusterRun window, const Cance
     if (!status.ok()) return Outcome::of(status);
     for (uint64_t i = 0; i < entries; i++) {
       const uint64_t count = getCount(block.data(), geometry.refcountOrder, i);
+      if (comparison->isUsual(index * entries + i, count)) continue;
       Outcome outcome = comparison->compare(index * entries + i, count);
       if (!outcome.ok()) return outcome;
     }
