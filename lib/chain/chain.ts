@@ -15,7 +15,7 @@ import type { Secret } from '../secret.js';
 import { chainErrors } from './errors.js';
 import { hasBacking, readHeader, type HeaderFacts } from './header.js';
 import { placeOf, type Place } from './name.js';
-import { readServedHeader } from './served.js';
+import { readServedHeader, servedSize } from './served.js';
 
 const statOf = promisify(fstat);
 
@@ -119,7 +119,7 @@ class Opening implements AsyncDisposable {
     // From here on it is closed with the rest.
     this.layers.push(layer);
     if (!hasBacking(format)) {
-      if (format === 'raw' && source.kind !== 'nbd') layer.virtualSize = await sizeOf(source);
+      if (format === 'raw') layer.virtualSize = await sizeOf(source, path);
       return null;
     }
     const header = await headerOf(source, path, format);
@@ -205,8 +205,11 @@ function headerOf(source: Layer['source'], path: string, format: string): Promis
   return source.kind === 'nbd' ? readServedHeader(source.uri, path, format) : readHeader(source.file, format);
 }
 
-/** Bytes of a raw image. */
-async function sizeOf({ kind, file }: { kind: 'file' | 'block'; file: Descriptor }): Promise<number> {
+/** Bytes of a raw image; null of a server that is left to the daemon. */
+async function sizeOf(source: Layer['source'], path: string): Promise<number | null> {
+  // A handshake by TLS that fails can hang the daemon for a minute (7.2): ours comes first.
+  if (source.kind === 'nbd') return source.uri.tls ? servedSize(source.uri, path) : null;
+  const { kind, file } = source;
   if (kind === 'file') return (await file.use((fd) => statOf(fd))).size;
   return (await file.use((fd) => native().deviceFacts(fd))).size;
 }

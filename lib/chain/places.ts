@@ -74,7 +74,7 @@ async function* partsOf(places: Places, from: number, end: number, state: number
     const length = Math.min(found.end, end) - offset;
     if (part.length > 0 && !continues(part, found.at)) {
       yield part;
-      part = { offset, length: 0, at: found.at };
+      part = { offset, length: 0, at: -1 };
     }
     if (part.length === 0) part.at = found.at;
     part.length += length;

@@ -1,4 +1,4 @@
-/** Reads the header of an image whose bytes an NBD server has. */
+/** What thicken's own client finds out of a layer that an NBD server has. */
 import { ThickenError } from '../errors.js';
 import { NbdClient } from '../nbd/client.js';
 import type { NbdUri } from '../nbd/uri.js';
@@ -9,16 +9,23 @@ import { headerBy } from './header.js';
 
 /** Of a format that `hasBacking`, by a connection that ends with it. Throws BACKING_MISSING, and as readHeader. */
 export async function readServedHeader(uri: NbdUri, path: string, format: string): Promise<HeaderFacts> {
-  const explained = async <T>(work: Promise<T>): Promise<T> => {
-    try {
-      return await work;
-    } catch (error) {
-      if (!(error instanceof ThickenError)) throw error;
-      throw chainErrors.unserved(path, error.message, error);
-    }
-  };
-  await using nbd = await explained(NbdClient.connect(uri));
-  return await headerBy((offset, length) => explained(readPart(nbd, offset, length)), path, format);
+  await using nbd = await explained(path, NbdClient.connect(uri));
+  return await headerBy((offset, length) => explained(path, readPart(nbd, offset, length)), path, format);
+}
+
+/** Bytes of the export. Throws BACKING_MISSING where the server does not let us in. */
+export async function servedSize(uri: NbdUri, path: string): Promise<number> {
+  await using nbd = await explained(path, NbdClient.connect(uri));
+  return nbd.size;
+}
+
+async function explained<T>(path: string, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    if (!(error instanceof ThickenError)) throw error;
+    throw chainErrors.unserved(path, error.message, error);
+  }
 }
 
 /** In the server's units. */
