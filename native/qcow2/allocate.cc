@@ -257,12 +257,7 @@ bool Allocator::stops(const CancelFlag& cancel, Progress* progress) {
   return progress->stopped();
 }
 
-<<<<<<< ours
-// To cut a file off by its name needs no open. What was there is gone, and a write would grow it
-// again.
-=======
 // To cut a file off by its name needs no open. What was there is gone, and a write grows it again.
->>>>>>> theirs
 Outcome Allocator::checkSizes() {
   uint64_t size = 0;
   uint64_t dataSize = 0;

@@ -88,12 +88,7 @@ class Allocator {
 
   /// Allocates the beginning of `piece`, a part of the request, and tells how far it came: at most
   /// 16 MiB of L2 tables at once. What it reports is on the disk. Cancelling and opens are polled
-<<<<<<< ours
-  /// at the beginning, and up to the first change of what is mapped, between zeros of 8 MiB at
-  /// most.
-=======
   /// at the beginning, and up to the first change of what is mapped: between zeros of 8 MiB.
->>>>>>> theirs
   Outcome allocate(Range piece, const CancelFlag& cancel, Progress* progress);
 
   /// Frees what earlier runs leaked, gives all tables blocks of their own, reserves space for what
