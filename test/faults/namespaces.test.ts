@@ -46,17 +46,20 @@ describe.runIf(runnable)('a run in another namespace of process ids', () => {
     await expectPopulated(host, disk);
   });
 
-  it.runIf(inFirst)('that has ended with all in it leaves what the next run removes', async () => {
-    const disk = await makeDisk(await makeTemplate());
-    await using host = await startHost({ disks: [disk.overlay] });
-    const apart = startApart(host);
-    await underway(apart);
-    apart.kill('SIGKILL');
-    await apart.exit;
-    expect(await leftovers(host)).toHaveLength(2);
-    await mustAllocate(host);
-    await expectClean(host);
-  });
+  // From within a container nobody can tell.
+  if (inFirst) {
+    it('that has ended with all in it leaves what the next run removes', async () => {
+      const disk = await makeDisk(await makeTemplate());
+      await using host = await startHost({ disks: [disk.overlay] });
+      const apart = startApart(host);
+      await underway(apart);
+      apart.kill('SIGKILL');
+      await apart.exit;
+      expect(await leftovers(host)).toHaveLength(2);
+      await mustAllocate(host);
+      await expectClean(host);
+    });
+  }
 });
 
 describe('a name of what was added to a QEMU', () => {

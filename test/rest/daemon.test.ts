@@ -212,12 +212,15 @@ describe.runIf(withDaemon && requires({ root: true, tools: ['unshare'] }))('a th
     await holding.exit;
   });
 
-  it.runIf(inFirst)('that has ended with all in it leaves what the next run removes', async () => {
-    const { holding, folder } = await startHolder(APART);
-    holding.kill('SIGKILL');
-    await waitFor('all in it to end', () => [folder, holder].every((text) => processesWith(text).length === 0));
-    expect(readdirSync(folder).length).toBeGreaterThan(0);
-    await using daemon = await StorageDaemon.start();
-    expect(readdirSync(tmpdir())).toEqual([dirname(daemon.qmp.name).split('/').at(-1)]);
-  });
+  // From within a container nobody can tell.
+  if (inFirst) {
+    it('that has ended with all in it leaves what the next run removes', async () => {
+      const { holding, folder } = await startHolder(APART);
+      holding.kill('SIGKILL');
+      await waitFor('all in it to end', () => [folder, holder].every((text) => processesWith(text).length === 0));
+      expect(readdirSync(folder).length).toBeGreaterThan(0);
+      await using daemon = await StorageDaemon.start();
+      expect(readdirSync(tmpdir())).toEqual([dirname(daemon.qmp.name).split('/').at(-1)]);
+    });
+  }
 });
