@@ -32,7 +32,8 @@ Outcome Chunk::load(Io& io, ClusterRun clusters, Refcounts* counts) {
 
 Outcome Chunk::loadTables(Io& io, Refcounts* counts) {
   const uint64_t size = image_.geometry.clusterSize();
-  bytes_.resize(tables_.size() * size);
+  bytes_ = ZeroedPages(tables_.size() * size);
+  if (bytes_.data() == nullptr) return Outcome::of(Status{ENOMEM, "mmap"});
   for (size_t i = 0; i < tables_.size();) {
     ChunkTable& first = tables_[i];
     size_t next = i + 1;

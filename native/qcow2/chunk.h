@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../pages.h"
 #include "demand.h"
 #include "layout.h"
 
@@ -75,7 +76,9 @@ class Chunk {
 
   std::vector<ChunkTable>& tables() { return tables_; }
   const std::vector<ChunkTable>& tables() const { return tables_; }
-  uint8_t* bytesOf(size_t table) { return bytes_.data() + table * image_.geometry.clusterSize(); }
+  uint8_t* bytesOf(size_t table) {
+    return static_cast<uint8_t*>(bytes_.data()) + table * image_.geometry.clusterSize();
+  }
 
   /// Host clusters that the range is mapped to already, merged and ascending.
   std::vector<ClusterRun> takeMapped();
@@ -101,7 +104,7 @@ class Chunk {
   const Rules& rules_;
   ClusterRun clusters_;
   std::vector<ChunkTable> tables_;
-  std::vector<uint8_t> bytes_;
+  ZeroedPages bytes_;
   std::vector<ClusterRun> mapped_;
   std::vector<Range> zeroRanges_;
   std::vector<uint64_t> replaced_;

@@ -1,9 +1,8 @@
 #include "survey.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 
+#include "../pages.h"
 #include "refcounts.h"
 #include "references.h"
 
@@ -18,15 +17,11 @@ constexpr Mark kActive = 0x4;
 constexpr Mark kOnce = 0x8;
 constexpr Mark kPacked = 0x10;
 constexpr uint32_t kCountShift = 5;
+constexpr Mark kOneReference = Mark{1} << kCountShift;
 constexpr Mark kMostReferences = ~Mark{0} >> kCountShift;
 // What most clusters of most images are.
-constexpr Mark kPlainData =
-    static_cast<Mark>(Use::guest) | kActive | kOnce | Mark{1} << kCountShift;
+constexpr Mark kPlainData = static_cast<Mark>(Use::guest) | kActive | kOnce | kOneReference;
 constexpr size_t kMostListed = 1u << 20;
-
-struct FreeDeleter {
-  void operator()(void* memory) const { std::free(memory); }
-};
 
 Range bytesOf(const Image& image, uint64_t cluster) {
   return Range{cluster << image.geometry.clusterBits, image.geometry.clusterSize()};
@@ -35,9 +30,11 @@ Range bytesOf(const Image& image, uint64_t cluster) {
 // The references to the clusters of one window of the file.
 class Tally final : public ReferenceSink {
  public:
-  Tally(const Image& image, ClusterRun window) : image_(image), window_(window) {
-    marks_.reset(static_cast<Mark*>(std::calloc(window.count, sizeof(Mark))));
-  }
+  Tally(const Image& image, ClusterRun window)
+      : image_(image),
+        window_(window),
+        pages_(window.count * sizeof(Mark)),
+        marks_(static_cast<Mark*>(pages_.data())) {}
 
   bool hasMemory() const { return marks_ != nullptr; }
   uint64_t referenced() const { return referenced_; }
@@ -45,25 +42,26 @@ class Tally final : public ReferenceSink {
   Outcome add(const Reference& reference) override {
     const uint64_t first = std::max(reference.clusters.first, window_.first);
     const uint64_t end = std::min(reference.clusters.end(), window_.end());
+    const Mark use = static_cast<Mark>(reference.use);
+    Mark flags = reference.active ? kActive : 0;
+    if (reference.copied) flags |= kOnce;
+    if (reference.packed && reference.active) flags |= kPacked;
     for (uint64_t cluster = first; cluster < end; cluster++) {
       Mark& mark = marks_[cluster - window_.first];
-      const Mark use = static_cast<Mark>(reference.use);
       if (mark == 0) {
+        mark = use | flags | kOneReference;
         referenced_++;
-        mark = use;
-      } else if ((mark & kUseMask) != use || reference.use == Use::exclusive) {
+        continue;
+      }
+      if ((mark & kUseMask) != use || reference.use == Use::exclusive)
         return Outcome::refused(Code::overlap,
                                 "a cluster is used for two things; `qemu-img check` tells more",
                                 bytesOf(image_, cluster));
-      }
-      if (reference.active) mark |= kActive;
-      if (reference.copied) mark |= kOnce;
-      if (reference.packed && reference.active) mark |= kPacked;
       if (mark >> kCountShift == kMostReferences)
         return Outcome::refused(Code::unsupported,
                                 "a cluster is referred to more often than can be counted",
                                 bytesOf(image_, cluster));
-      mark += Mark{1} << kCountShift;
+      mark = (mark | flags) + kOneReference;
     }
     return {};
   }
@@ -76,7 +74,8 @@ class Tally final : public ReferenceSink {
  private:
   const Image& image_;
   ClusterRun window_;
-  std::unique_ptr<Mark[], FreeDeleter> marks_;
+  ZeroedPages pages_;
+  Mark* marks_;
   uint64_t referenced_ = 0;
 };
 
@@ -87,15 +86,24 @@ class Comparison {
 
   uint64_t matched() const { return matched_; }
 
-  // Counts what most clusters are: free, or guest data that one entry refers to. False: compare()
-  // looks at it; an outcome for each would take longer than all else.
-  bool isUsual(uint64_t cluster, uint64_t count) {
-    if (count == 0) return true;
-    if (count != 1 || tally_.mark(cluster) != kPlainData) return false;
-    survey_->counted++;
-    survey_->end = std::max(survey_->end, cluster + 1);
-    matched_++;
-    return true;
+  // Goes past counts that are what most are: of a free cluster, or of guest data that one entry
+  // refers to. Returns the first of another kind, for compare(): an outcome for each would take
+  // longer than all else.
+  uint64_t passUsual(const uint8_t* block, uint64_t firstCluster, uint64_t from, uint64_t end) {
+    uint64_t at = from;
+    uint64_t used = 0;
+    uint64_t usedEnd = 0;
+    for (; at < end; at++) {
+      const uint64_t count = getCount(block, image_.geometry.refcountOrder, at);
+      if (count == 0) continue;
+      if (count != 1 || tally_.mark(firstCluster + at) != kPlainData) break;
+      used++;
+      usedEnd = firstCluster + at + 1;
+    }
+    survey_->counted += used;
+    survey_->end = std::max(survey_->end, usedEnd);
+    matched_ += used;
+    return at;
   }
 
   Outcome compare(uint64_t cluster, uint64_t count) {
@@ -172,10 +180,12 @@ Outcome compareWindow(Io& io, const Image& image, ClusterRun window, const Cance
     }
     Status status = readPadded(io, Range{image.refcountTable[index], block.size()}, block.data());
     if (!status.ok()) return Outcome::of(status);
-    for (uint64_t i = 0; i < entries; i++) {
+    const uint64_t first = index * entries;
+    for (uint64_t i = 0;; i++) {
+      i = comparison->passUsual(block.data(), first, i, entries);
+      if (i == entries) break;
       const uint64_t count = getCount(block.data(), geometry.refcountOrder, i);
-      if (comparison->isUsual(index * entries + i, count)) continue;
-      Outcome outcome = comparison->compare(index * entries + i, count);
+      Outcome outcome = comparison->compare(first + i, count);
       if (!outcome.ok()) return outcome;
     }
   }
@@ -188,7 +198,7 @@ Outcome surveyWindow(Io& io, const Image& image, ClusterRun window, const Cancel
   const uint64_t end = std::min(window.end(), image.hostClusters());
   const ClusterRun referable{window.first, end > window.first ? end - window.first : 1};
   Tally tally(image, referable);
-  if (!tally.hasMemory()) return Outcome::of(Status{ENOMEM, "malloc"});
+  if (!tally.hasMemory()) return Outcome::of(Status{ENOMEM, "mmap"});
   Outcome outcome;
   if (end > window.first) outcome = walkReferences(io, image, cancel, &tally, &survey->cancelled);
   Comparison comparison(image, tally, survey);
