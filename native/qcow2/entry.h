@@ -59,8 +59,8 @@ const char* entryFault(const Image& image, Entry entry, uint64_t guestCluster);
 
 /// The run that starts at `index` of a table that describes the guest from `guestStart` (a cluster)
 /// on, and ends before `end`. entryFault() of its first entry goes for all: what they differ in is
-/// an offset that grows, so that the last is the one to be out of bounds, and a run that has such a
-/// one is cut to its first.
+/// an offset that grows, so that the last is the one to be out of bounds. A run that has such a one
+/// is halved until it has none: cut to its first, a run of n entries would be read n times.
 inline EntryRun loadRun(const Image& image, const uint8_t* table, uint64_t guestStart,
                         uint64_t index, uint64_t end) {
   const Geometry& geometry = image.geometry;
@@ -72,9 +72,11 @@ inline EntryRun loadRun(const Image& image, const uint8_t* table, uint64_t guest
     return next.word == run.at(count).word && next.bitmap == run.first.bitmap;
   };
   while (index + run.count < end && goesOn(run.count)) run.count++;
-  const uint64_t last = run.count - 1;
-  if (last > 0 && entryFault(image, run.at(last), guestStart + index + last) != nullptr)
-    run.count = 1;
+  const auto endsBeyond = [&] {
+    const uint64_t last = run.count - 1;
+    return last > 0 && entryFault(image, run.at(last), guestStart + index + last) != nullptr;
+  };
+  while (endsBeyond()) run.count /= 2;
   return run;
 }
 

@@ -125,9 +125,11 @@ Outcome addTable(const Image& image, const uint8_t* table, uint64_t end, uint64_
   const uint64_t last = geometry.clustersFor(end) - start;
   while (*at < end && !collector->isFull()) {
     const uint64_t cluster = *at >> geometry.clusterBits;
-    const EntryRun run = loadRun(image, table, start, cluster - start, last);
-    const uint64_t count = hasParts(geometry, run.first) ? 1 : run.count;
-    const uint64_t stop = std::min(end, (cluster + count) << geometry.clusterBits);
+    EntryRun run{loadEntry(geometry, table, cluster - start)};
+    // What has parts is told one by one.
+    if (!hasParts(geometry, run.first))
+      run = loadRun(image, table, start, cluster - start, last);
+    const uint64_t stop = std::min(end, (cluster + run.count) << geometry.clusterBits);
     const Range guest{*at, stop - *at};
     if (const char* fault = entryFault(image, run.first, cluster)) return faultAt(fault, guest);
     addEntry(image, run.first, guest, collector);
