@@ -125,6 +125,10 @@ void Allocator::planBlocks() {
     return inArea || counts_.hasBlock(index);
   };
   needed_.blocks = blocksWithin(end + needed_.reserve, entries, hasThen);
+  // Behind what leaked far off, they take blocks for themselves.
+  const uint64_t place = area.count > 0 ? area.end() : next_;
+  if (place > end + needed_.reserve + needed_.blocks)
+    needed_.blocks = layoutEnd(place, needed_.blocks, entries, hasThen) - place;
   const uint64_t used = survey_.counted + needed_.total() - needed_.freed;
   needed_.free = end > used ? end - used : 0;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -116,6 +117,7 @@ class Allocator {
   uint64_t laterClusters() const;
   Outcome growTable(uint64_t fresh);
   Outcome addBlocks(const CancelFlag& cancel, Progress* progress);
+  std::vector<ClusterRun> nextBlocks(std::deque<uint64_t>* missing) const;
   Outcome addBlockRun(const std::vector<ClusterRun>& blocks);
   Outcome clearAutoclear();
   Choice choose(Chunk* chunk);

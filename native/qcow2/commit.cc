@@ -205,36 +205,39 @@ Outcome Allocator::freeLeaks(Progress* progress) {
 Outcome Allocator::addBlocks(const CancelFlag& cancel, Progress* progress) {
   const uint64_t entries = image_.geometry.blockEntries();
   const uint64_t end = image_.geometry.clustersFor(image_.fileSize) + needed_.reserve;
-  const uint64_t here = next_ / entries;
   const uint64_t last = (end + blocksWithin(end, entries, hasBlock()) - 1) / entries;
-  // Where the blocks lie comes first.
-  std::vector<uint64_t> missing;
-  for (uint64_t index = here; index <= last; index++)
-    if (!counts_.hasBlock(index)) missing.push_back(index);
-  for (uint64_t index = 0; index < here; index++)
+  std::deque<uint64_t> missing;
+  for (uint64_t index = 0; index <= last; index++)
     if (!counts_.hasBlock(index)) missing.push_back(index);
   Outcome outcome;
-  for (size_t i = 0; outcome.ok() && i < missing.size() && !stops(cancel, progress);) {
-    std::vector<ClusterRun> blocks;
-    for (; i < missing.size(); i++) {
-      const uint64_t place = next_ + blocks.size();
-      const bool first = blocks.empty() && place / entries == missing[i];
-      if (!first && !counts_.hasBlock(place / entries)) break;
-      blocks.push_back(ClusterRun{missing[i], place});
-      if (first) {
-        i++;
-        break;
-      }
-    }
+  while (outcome.ok() && !stops(cancel, progress)) {
+    const std::vector<ClusterRun> blocks = nextBlocks(&missing);
+    if (blocks.empty()) break;
     outcome = addBlockRun(blocks);
   }
   return outcome;
 }
 
+// Of those that are missing, as many as another block counts that is on the disk. Where none does,
+// the block comes first that will: it counts itself.
+std::vector<ClusterRun> Allocator::nextBlocks(std::deque<uint64_t>* missing) const {
+  const uint64_t entries = image_.geometry.blockEntries();
+  std::vector<ClusterRun> blocks;
+  for (;;) {
+    while (!missing->empty() && counts_.hasBlock(missing->front())) missing->pop_front();
+    if (missing->empty()) return blocks;
+    const uint64_t place = next_ + blocks.size();
+    if (!counts_.hasBlock(place / entries)) {
+      if (blocks.empty()) blocks.push_back(ClusterRun{place / entries, place});
+      return blocks;
+    }
+    blocks.push_back(ClusterRun{missing->front(), place});
+    missing->pop_front();
+  }
+}
+
 // Each lies where another is on the disk that counts it, or is alone, and counts itself.
 Outcome Allocator::addBlockRun(const std::vector<ClusterRun>& blocks) {
-  if (blocks.empty())
-    return Outcome::refused(Code::stale, "the image's counts are not what they were");
   const ClusterRun area{next_, blocks.size()};
   Outcome outcome = checkSizes();
   if (outcome.ok()) outcome = clearAutoclear();

@@ -127,8 +127,7 @@ Outcome addTable(const Image& image, const uint8_t* table, uint64_t end, uint64_
     const uint64_t cluster = *at >> geometry.clusterBits;
     EntryRun run{loadEntry(geometry, table, cluster - start)};
     // What has parts is told one by one.
-    if (!hasParts(geometry, run.first))
-      run = loadRun(image, table, start, cluster - start, last);
+    if (!hasParts(geometry, run.first)) run = loadRun(image, table, start, cluster - start, last);
     const uint64_t stop = std::min(end, (cluster + run.count) << geometry.clusterBits);
     const Range guest{*at, stop - *at};
     if (const char* fault = entryFault(image, run.first, cluster)) return faultAt(fault, guest);

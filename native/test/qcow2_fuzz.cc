@@ -1,6 +1,7 @@
 // Map and allocate of whatever bytes there are (libFuzzer). The input is an image, and behind it a
 // few bytes that choose the request. What is not refused must come out with the same content, and
 // pass a survey.
+#include <cstdio>
 #include <cstdlib>
 #include <random>
 
@@ -31,8 +32,10 @@ struct Files {
   MemoryIo data;
 };
 
-void require(bool holds) {
-  if (!holds) std::abort();
+void require(bool holds, int line = __builtin_LINE()) {
+  if (holds) return;
+  std::fprintf(stderr, "%s:%d does not hold\n", __FILE__, line);
+  std::abort();
 }
 
 void map(Files* files, const Image& image) {

@@ -1,5 +1,5 @@
 import { appendFileSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { mustRun, repository, run } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
@@ -64,7 +64,8 @@ describe.runIf(able)('qcow2 images made of anything', { timeout: 1_800_000 }, ()
     const folder = scratchPath('corpus');
     mkdirSync(folder);
     expect(await makeCorpus(folder)).toBeGreaterThan(40);
-    const artifacts = scratchPath('finding-');
+    // What was found outlives the test: it may take hours to be found again.
+    const artifacts = join(dirname(fuzzer), 'finding-');
     const options = [...amount, `-seed=${seed}`, '-max_len=300000', '-len_control=0', '-rss_limit_mb=2048', '-timeout=30'];
     const { status, stderr } = await run(fuzzer, [...options, `-artifact_prefix=${artifacts}`, folder], {
       timeout: 1_700_000,
