@@ -317,6 +317,7 @@ export function native(): Native {
 }
 
 function load(): void {
+  // The same from here and from each folder that scripts/setup.mjs builds.
   const root = fileURLToPath(new URL('..', import.meta.url));
   // THICKEN_ADDON names a build of another kind: with sanitizers, say.
   const given = process.env['THICKEN_ADDON'];

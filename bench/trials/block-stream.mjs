@@ -1,6 +1,6 @@
 import { closeSync, fdatasyncSync, openSync } from 'node:fs';
-import { QmpClient } from 'thicken';
-import { startStream } from '../../dist/qmp/block-jobs.js';
+import { startStream } from '../../build-modules/qmp/block-jobs.js';
+import { QmpClient } from '../../build-modules/qmp/client.js';
 
 const [, , qmp, synced] = process.argv;
 const begin = performance.now();

@@ -6,9 +6,10 @@ import { execFile } from 'node:child_process';
 import { statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { open, QmpClient } from 'thicken';
+import { open } from 'thicken';
 import { startGuest } from '../../build-guests/support/guest.js';
-import { startStream } from '../../dist/qmp/block-jobs.js';
+import { startStream } from '../../build-modules/qmp/block-jobs.js';
+import { QmpClient } from '../../build-modules/qmp/client.js';
 
 const [, , mode, json, duration] = process.argv;
 const { driver, file, ...nodeOptions } = JSON.parse(json);

@@ -1,8 +1,8 @@
 /** block-stream in the storage daemon that thicken starts, with the same nodes. */
-import { Chain } from '../../dist/chain/chain.js';
-import { Descriptor, READ_ONLY } from '../../dist/descriptor.js';
-import { RestEngine } from '../../dist/qemu/rest-engine.js';
-import { startStream } from '../../dist/qmp/block-jobs.js';
+import { Chain } from '../../build-modules/chain/chain.js';
+import { Descriptor, READ_ONLY } from '../../build-modules/descriptor.js';
+import { RestEngine } from '../../build-modules/qemu/rest-engine.js';
+import { startStream } from '../../build-modules/qmp/block-jobs.js';
 
 const [, , path] = process.argv;
 const begin = performance.now();

@@ -11,7 +11,7 @@ import { step } from './step.mjs';
 export const products = [
   { current: dependenciesMatchLock, make: installDependencies },
   stamped({
-    file: 'build/Release/thicken.node',
+    files: ['build/Release/thicken.node'],
     stamp: new Stamp(inRoot('build/.thicken-stamp')),
     sources: () =>
       fingerprint(
@@ -21,10 +21,12 @@ export const products = [
     make: buildAddon,
   }),
   stamped({
-    file: 'dist/index.js',
+    files: ['dist/index.js', 'build-modules/index.js'],
     stamp: new Stamp(inRoot('dist/.thicken-stamp')),
     sources: () =>
-      fingerprint(['lib', 'tsconfig.json', 'package-lock.json'].map((name) => inRoot(name))),
+      fingerprint(
+        ['lib', 'scripts/bundle.mjs', 'tsconfig.json', 'package-lock.json'].map((name) => inRoot(name)),
+      ),
     make: buildTypeScript,
   }),
 ];
@@ -34,9 +36,9 @@ function addonSources() {
   return names.sort().map((name) => `native/${name}`);
 }
 
-function stamped({ file, stamp, sources, make }) {
+function stamped({ files, stamp, sources, make }) {
   return {
-    current: () => existsSync(inRoot(file)) && stamp.is(sources()),
+    current: () => files.every((file) => existsSync(inRoot(file))) && stamp.is(sources()),
     make() {
       // Taken first: an edit during the work must make it stale.
       const from = sources();
@@ -100,16 +102,25 @@ function localHeaders() {
   }
 }
 
+/** The modules each by itself, for what tests and trials take from within; and what the package has. */
 function buildTypeScript() {
-  const [dist, fresh, old] = ['dist', 'build-dist', 'build-dist-old'].map((name) => inRoot(name));
-  rmSync(fresh, { recursive: true, force: true });
-  const tsc = inRoot('node_modules/typescript/bin/tsc');
-  step('TypeScript', process.execPath, [tsc, '-p', inRoot('tsconfig.json'), '--outDir', fresh]);
-  const main = join(fresh, 'cli/main.js');
-  if (existsSync(main)) chmodSync(main, 0o755);
-  // Swapped in whole: who runs from dist sees the old or the new, and no file of a deleted source.
+  const fresh = { modules: inRoot('build-modules-new'), dist: inRoot('build-dist') };
+  for (const folder of Object.values(fresh)) rmSync(folder, { recursive: true, force: true });
+  const tsc = [inRoot('node_modules/typescript/bin/tsc'), '-p', inRoot('tsconfig.json')];
+  const places = ['--outDir', fresh.modules, '--declarationDir', fresh.dist];
+  step('TypeScript', process.execPath, [...tsc, ...places]);
+  const bundle = [inRoot('scripts/bundle.mjs'), fresh.modules, fresh.dist];
+  step('bundle', process.execPath, bundle);
+  chmodSync(join(fresh.dist, 'cli/main.js'), 0o755);
+  swapIn(fresh.modules, inRoot('build-modules'));
+  swapIn(fresh.dist, inRoot('dist'));
+}
+
+/** In whole: who runs from there sees the old or the new, and no file of a deleted source. */
+function swapIn(fresh, place) {
+  const old = inRoot('build-old');
   rmSync(old, { recursive: true, force: true });
-  if (existsSync(dist)) renameSync(dist, old);
-  renameSync(fresh, dist);
+  if (existsSync(place)) renameSync(place, old);
+  renameSync(fresh, place);
   rmSync(old, { recursive: true, force: true });
 }

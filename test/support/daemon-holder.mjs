@@ -1,5 +1,5 @@
 /** Starts a storage daemon, tells where, and keeps it until it is told to end: SIGTERM, or worse. */
-import { StorageDaemon } from '../../dist/qemu/storage-daemon.js';
+import { StorageDaemon } from '../../build-modules/qemu/storage-daemon.js';
 
 const daemon = await StorageDaemon.start();
 console.log(`ready ${daemon.qmp.name}`);
