@@ -20,6 +20,7 @@
         "native/gate.cc",
         "native/io.cc",
         "native/lock.cc",
+        "native/notices.cc",
         "native/peer.cc",
         "native/pool.cc",
         "native/qcow2/allocate.cc",

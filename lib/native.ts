@@ -34,8 +34,15 @@ export interface OpenGate {
   /** Throws an error with an errno. */
   watch(fd: number): void;
   reset(): void;
-  /** Whether there were just `own` opens since `reset`; if so, the gate is open again. */
-  settle(own: number): boolean;
+  /**
+   * Opens the same file once more, which `settle` allows for; the descriptor is the caller's. Rejects
+   * as the functions of `Native` do, and `settle` may then say no. One at a time.
+   */
+  open(fd: number, flags: number): Promise<number>;
+  /** Whether nobody has opened since `reset` but `open`; if so, the gate is open again. */
+  settle(): boolean;
+  /** If not, somebody who opened within the system call of `open` may have gone unseen. */
+  knowsOpeners(): boolean;
   disturbed(): boolean;
   close(): Promise<void>;
 }

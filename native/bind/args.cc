@@ -1,6 +1,9 @@
 #include "args.h"
 
+#include <unistd.h>
+
 #include <cmath>
+#include <utility>
 
 #include "../task.h"
 
@@ -15,6 +18,20 @@ uint64_t bytesOfNumber(Napi::Env env, double value) {
     throw Napi::RangeError::New(env, "expected a whole number of bytes, 0 to 2^53-1");
   return static_cast<uint64_t>(value);
 }
+
+/// Closed where no promise hands it over: the environment ended before.
+struct OpenedDescriptor {
+  mutable int fd = -1;
+
+  OpenedDescriptor() = default;
+  OpenedDescriptor(const OpenedDescriptor&) = delete;
+  OpenedDescriptor& operator=(const OpenedDescriptor&) = delete;
+  ~OpenedDescriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+
+  int handOver() const { return std::exchange(fd, -1); }
+};
 
 }  // namespace
 
@@ -113,30 +130,50 @@ std::shared_ptr<OpenGate> gateArg(Napi::Value value) {
 Napi::Function OpenGateObject::define(Napi::Env env) {
   return DefineClass(env, "OpenGate",
                      {InstanceMethod<&OpenGateObject::watch>("watch"),
+                      InstanceMethod<&OpenGateObject::open>("open"),
+                      InstanceMethod<&OpenGateObject::knowsOpeners>("knowsOpeners"),
                       InstanceMethod<&OpenGateObject::reset>("reset"),
                       InstanceMethod<&OpenGateObject::settle>("settle"),
                       InstanceMethod<&OpenGateObject::disturbed>("disturbed"),
                       InstanceMethod<&OpenGateObject::close>("close")});
 }
 
-OpenGate& OpenGateObject::open(const Napi::CallbackInfo& info) {
+const std::shared_ptr<OpenGate>& OpenGateObject::current(const Napi::CallbackInfo& info) {
   if (!gate_) throw Napi::TypeError::New(info.Env(), "the gate is closed");
-  return *gate_;
+  return gate_;
 }
 
 void OpenGateObject::watch(const Napi::CallbackInfo& info) {
-  const Status status = open(info).watch(descriptorArg(info, 0));
+  const Status status = current(info)->watch(descriptorArg(info, 0));
   if (!status.ok()) throw errorOf(info.Env(), status);
 }
 
-void OpenGateObject::reset(const Napi::CallbackInfo& info) { open(info).reset(); }
+// (fd, flags) → another descriptor
+Napi::Value OpenGateObject::open(const Napi::CallbackInfo& info) {
+  const int fd = descriptorArg(info, 0);
+  const int flags = static_cast<int>(bytesOf(info[1]));
+  return queue<OpenedDescriptor>(
+      info.Env(), std::make_shared<CancelFlag>(),
+      [gate = current(info), fd, flags](OpenedDescriptor* opened, const CancelFlag& cancel) {
+        return gate->open(fd, flags, cancel, &opened->fd);
+      },
+      [](Napi::Env env, const OpenedDescriptor& opened) {
+        return Napi::Number::New(env, opened.handOver());
+      });
+}
+
+Napi::Value OpenGateObject::knowsOpeners(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), current(info)->knowsOpeners());
+}
+
+void OpenGateObject::reset(const Napi::CallbackInfo& info) { current(info)->reset(); }
 
 Napi::Value OpenGateObject::settle(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), open(info).settle(bytesOf(info[0])));
+  return Napi::Boolean::New(info.Env(), current(info)->settle());
 }
 
 Napi::Value OpenGateObject::disturbed(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), open(info).disturbed());
+  return Napi::Boolean::New(info.Env(), current(info)->disturbed());
 }
 
 Napi::Value OpenGateObject::close(const Napi::CallbackInfo& info) {

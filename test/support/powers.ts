@@ -58,10 +58,16 @@ export function publicCli(): string {
 function installPublicly(): string {
   const folder = scratchPath('thicken');
   for (const name of ['package.json', 'dist', 'build/Release/thicken.node', ...runtimePackages()]) {
-    cpSync(join(repository, name), join(folder, name), { recursive: true });
+    copyPublicly(join(repository, name), join(folder, name));
   }
-  chmodSync(scratch(), 0o755);
   return join(folder, 'dist/cli/main.js');
+}
+
+/** Copies it to where everybody may read it. */
+export function copyPublicly(from: string, to = scratchPath('copy')): string {
+  cpSync(from, to, { recursive: true });
+  chmodSync(scratch(), 0o755);
+  return to;
 }
 
 function runtimePackages(): string[] {
