@@ -37,6 +37,8 @@ export class Descriptor implements AsyncDisposable {
   private constructor(
     readonly path: string,
     private readonly fd: number,
+    /** Whose it is to close, where it is not Node's. */
+    private readonly gate?: OpenGate,
   ) {
     Descriptor.numbers.add(fd);
   }
@@ -68,12 +70,12 @@ export class Descriptor implements AsyncDisposable {
   /**
    * The same file or device opened once more, with locks and position of its own; whatever `path`
    * names by now. A foreign lease is waited for, as long as the kernel lets it stand. With a gate
-   * that watches the file, as an open that this one knows of.
+   * that watches the file, as an open that this one knows of; it is to outlive the descriptor.
    */
   async reopen(flags: number, gate?: OpenGate): Promise<Descriptor> {
     return this.use(async (fd) => {
       const opened = gate ? gate.open(fd, flags) : openFile(`/proc/self/fd/${fd}`, flags);
-      return new Descriptor(this.path, await opened);
+      return new Descriptor(this.path, await opened, gate);
     });
   }
 
@@ -110,7 +112,7 @@ export class Descriptor implements AsyncDisposable {
   private async closeWhenIdle(): Promise<void> {
     if (this.inFlight > 0) await new Promise<void>((resolve) => (this.idle = resolve));
     Descriptor.numbers.delete(this.fd);
-    await closeFile(this.fd);
+    await (this.gate ? this.gate.closeOpened(this.fd) : closeFile(this.fd));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -35,10 +35,11 @@ export interface OpenGate {
   watch(fd: number): void;
   reset(): void;
   /**
-   * Opens the same file once more, which `settle` allows for; the descriptor is the caller's. Rejects
-   * as the functions of `Native` do, and `settle` may then say no. One at a time.
+   * Opens the same file once more, which `settle` allows for. Rejects as the functions of `Native` do,
+   * and `settle` may then say no. One at a time. What is open is closed with the gate, or the environment.
    */
   open(fd: number, flags: number): Promise<number>;
+  closeOpened(fd: number): Promise<void>;
   /** Whether nobody has opened since `reset` but `open`; if so, the gate is open again. */
   settle(): boolean;
   /** If not, somebody who opened within the system call of `open` may have gone unseen. */

@@ -53,6 +53,7 @@ OpenGate::~OpenGate() {
     (void)!write(stop_, &one, sizeof one);
     watcher_.join();
   }
+  for (int fd : opened_) close(fd);
   // Closing lets go whoever still waits.
   closeIfOpen(fanotify_);
   closeIfOpen(stop_);
@@ -91,14 +92,23 @@ Status OpenGate::open(int fd, int flags, const CancelFlag& cancel, int* opened) 
   const std::string path = linkTo(fd);
   for (;;) {
     const Status status = openOnce(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK, opened);
-    if (status.ok()) {
-      fcntl(*opened, F_SETFL, flags);
-      return {};
-    }
+    if (status.ok()) break;
     if (status.error != EWOULDBLOCK) return status;
     if (cancel.isSet()) return Status{ECANCELED, "open"};
     std::this_thread::sleep_for(kLeaseWait);
   }
+  fcntl(*opened, F_SETFL, flags);
+  std::lock_guard<std::mutex> guard(mutex_);
+  opened_.insert(*opened);
+  return {};
+}
+
+Status OpenGate::closeOpened(int fd) {
+  {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (opened_.erase(fd) == 0) return Status{EBADF, "close"};
+  }
+  return close(fd) < 0 ? Status::failed("close") : Status{};
 }
 
 // The mutex is not held meanwhile: the watcher needs it, to let the open through.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <unordered_set>
 
 #include "cancel.h"
 #include "notices.h"
@@ -35,10 +36,11 @@ class OpenGate {
 
   /// Forgets the opens so far.
   void reset();
-  /// Opens what `fd` has open once more, as an open that settle() allows for; sets `opened`, which
-  /// is the caller's to close. A foreign lease is waited for. One that failed may make settle() say
-  /// no: not every open that is refused is told of. From one thread at a time.
+  /// Opens what `fd` has open once more, as an open that settle() allows for. A foreign lease is
+  /// waited for. One that failed may make settle() say no: not every open that is refused is told
+  /// of. From one thread at a time. `opened` is closed by closeOpened(), or with the gate.
   Status open(int fd, int flags, const CancelFlag& cancel, int* opened);
+  Status closeOpened(int fd);
   /// Opens the gate again if there was no open since reset() but those by open().
   bool settle();
   /// Whether somebody has opened since reset() or settle().
@@ -70,6 +72,7 @@ class OpenGate {
   uint64_t expected_ = 0;
   uint64_t foreign_ = 0;
   uint64_t inside_ = 0;
+  std::unordered_set<int> opened_;
 };
 
 /// One write's way through a gate; without a gate it is always granted.

@@ -1,9 +1,6 @@
 #include "args.h"
 
-#include <unistd.h>
-
 #include <cmath>
-#include <utility>
 
 #include "../task.h"
 
@@ -18,20 +15,6 @@ uint64_t bytesOfNumber(Napi::Env env, double value) {
     throw Napi::RangeError::New(env, "expected a whole number of bytes, 0 to 2^53-1");
   return static_cast<uint64_t>(value);
 }
-
-/// Closed where no promise hands it over: the environment ended before.
-struct OpenedDescriptor {
-  mutable int fd = -1;
-
-  OpenedDescriptor() = default;
-  OpenedDescriptor(const OpenedDescriptor&) = delete;
-  OpenedDescriptor& operator=(const OpenedDescriptor&) = delete;
-  ~OpenedDescriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-
-  int handOver() const { return std::exchange(fd, -1); }
-};
 
 }  // namespace
 
@@ -131,6 +114,7 @@ Napi::Function OpenGateObject::define(Napi::Env env) {
   return DefineClass(env, "OpenGate",
                      {InstanceMethod<&OpenGateObject::watch>("watch"),
                       InstanceMethod<&OpenGateObject::open>("open"),
+                      InstanceMethod<&OpenGateObject::closeOpened>("closeOpened"),
                       InstanceMethod<&OpenGateObject::knowsOpeners>("knowsOpeners"),
                       InstanceMethod<&OpenGateObject::reset>("reset"),
                       InstanceMethod<&OpenGateObject::settle>("settle"),
@@ -152,14 +136,23 @@ void OpenGateObject::watch(const Napi::CallbackInfo& info) {
 Napi::Value OpenGateObject::open(const Napi::CallbackInfo& info) {
   const int fd = descriptorArg(info, 0);
   const int flags = static_cast<int>(bytesOf(info[1]));
-  return queue<OpenedDescriptor>(
+  return queue<int>(
       info.Env(), std::make_shared<CancelFlag>(),
-      [gate = current(info), fd, flags](OpenedDescriptor* opened, const CancelFlag& cancel) {
-        return gate->open(fd, flags, cancel, &opened->fd);
+      [gate = current(info), fd, flags](int* opened, const CancelFlag& cancel) {
+        return gate->open(fd, flags, cancel, opened);
       },
-      [](Napi::Env env, const OpenedDescriptor& opened) {
-        return Napi::Number::New(env, opened.handOver());
-      });
+      [](Napi::Env env, const int& opened) { return Napi::Number::New(env, opened); });
+}
+
+// (fd)
+Napi::Value OpenGateObject::closeOpened(const Napi::CallbackInfo& info) {
+  struct Nothing {};
+  return queue<Nothing>(
+      info.Env(), std::make_shared<CancelFlag>(),
+      [gate = current(info), fd = descriptorArg(info, 0)](Nothing*, const CancelFlag&) {
+        return gate->closeOpened(fd);
+      },
+      [](Napi::Env env, const Nothing&) { return env.Undefined(); });
 }
 
 Napi::Value OpenGateObject::knowsOpeners(const Napi::CallbackInfo& info) {

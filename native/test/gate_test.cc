@@ -27,17 +27,21 @@ void openElsewhere(const TemporaryFile& file, int flags = O_RDWR) {
   waitpid(child, nullptr, 0);
 }
 
+/// Whoever breaks it sends a signal: one that is ignored. Giving it back forgets which.
+void lease(int fd, int type) {
+  thicken_test::require(fcntl(fd, F_SETSIG, SIGURG) == 0, "fcntl(F_SETSIG)");
+  thicken_test::require(fcntl(fd, F_SETLEASE, type) == 0, "fcntl(F_SETLEASE)");
+}
+
 /// A file with a gate, and the descriptors that are opened through it.
 struct Gated {
   TemporaryFile file;
   OpenGate gate;
   CancelFlag cancel;
+  /// The gate closes them.
   std::vector<int> opened;
 
   Gated() { CHECK(gate.watch(file.fd()).ok()); }
-  ~Gated() {
-    for (int fd : opened) close(fd);
-  }
   Gated(const Gated&) = delete;
   Gated& operator=(const Gated&) = delete;
 
@@ -66,7 +70,7 @@ TEST(gateSaysHowItLearnsOfOpens) {
 
 TEST(gateAllowsForEachOpenOfItsOwn) {
   Gated gated;
-  for (size_t most : {1, 2, 5}) {
+  for (size_t most : {1u, 2u, 5u}) {
     gated.gate.reset();
     while (gated.opened.size() < most) CHECK(gated.open().ok());
     CHECK(gated.gate.settle());
@@ -85,8 +89,25 @@ TEST(gateOpensWithTheFlagsThatWereAskedFor) {
   }
 }
 
+TEST(gateClosesWhatItOpenedWhenItIsToldToOrAtItsEnd) {
+  int closed = -1;
+  int left = -1;
+  {
+    Gated gated;
+    CHECK(gated.open().ok() && gated.open().ok());
+    closed = gated.opened[0];
+    left = gated.opened[1];
+    CHECK(gated.gate.closeOpened(closed).ok());
+    CHECK(fcntl(closed, F_GETFD) < 0);
+    CHECK(gated.gate.closeOpened(closed).error == EBADF);
+    CHECK(gated.gate.closeOpened(gated.file.fd()).error == EBADF);
+    CHECK(fcntl(left, F_GETFD) >= 0);
+  }
+  CHECK(fcntl(left, F_GETFD) < 0);
+}
+
 TEST(gateSeesAForeignOpenBeforeOneOfItsOwn) {
-  for (size_t before : {0, 1, 2}) {
+  for (size_t before : {0u, 1u, 2u}) {
     Gated gated;
     gated.gate.reset();
     for (size_t i = 0; i < 3; i++) {
@@ -134,17 +155,16 @@ TEST(gateWaitsForAForeignLeaseUntilItIsCancelled) {
   Gated gated;
   const int leased = gated.file.open(O_RDONLY);
   gated.file.closeWriter();
-  thicken_test::require(fcntl(leased, F_SETSIG, SIGURG) == 0, "fcntl(F_SETSIG)");
-  thicken_test::require(fcntl(leased, F_SETLEASE, F_RDLCK) == 0, "fcntl(F_SETLEASE)");
+  lease(leased, F_RDLCK);
   int fd = -1;
   std::thread letGo([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    thicken_test::require(fcntl(leased, F_SETLEASE, F_UNLCK) == 0, "fcntl(F_SETLEASE)");
+    lease(leased, F_UNLCK);
   });
   CHECK(gated.gate.open(leased, O_RDWR, gated.cancel, &fd).ok());
   letGo.join();
-  close(fd);
-  thicken_test::require(fcntl(leased, F_SETLEASE, F_RDLCK) == 0, "fcntl(F_SETLEASE)");
+  CHECK(gated.gate.closeOpened(fd).ok());
+  lease(leased, F_RDLCK);
   gated.cancel.set();
   CHECK(gated.gate.open(leased, O_RDWR, gated.cancel, &fd).error == ECANCELED);
   CHECK(fd == -1);

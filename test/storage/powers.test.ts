@@ -1,5 +1,5 @@
-import { open as openFile } from 'node:fs/promises';
 import { chmodSync } from 'node:fs';
+import { open as openFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { AllocationResult } from '../../lib/types.js';
@@ -8,15 +8,28 @@ import { mountFilesystem, type Filesystem } from '../support/filesystems.js';
 import { attachLoop } from '../support/loop.js';
 import { makePattern, sha256 } from '../support/patterns.js';
 import { giveTo, POWER_TOOLS, POWERS, publicCli, runAs, startAs, type Power } from '../support/powers.js';
-import { repository, start } from '../support/processes.js';
+import { mustRun, repository, start } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
-import { BTRFS, EXT3, expectContract, KiB, makeSparse, MiB, missing, mixedSegments, TMPFS, TOOLS, XFS, type Storage } from './helpers.js';
+import {
+  BTRFS,
+  EXT3,
+  expectContract,
+  KiB,
+  makeSparse,
+  MiB,
+  missing,
+  mixedSegments,
+  TMPFS,
+  TOOLS,
+  XFS,
+  type Storage,
+} from './helpers.js';
 
 const runnable = requires({
   root: true,
   loop: true,
-  tools: [...TOOLS, ...POWER_TOOLS, 'mkfs.ext4', 'mkfs.xfs', 'mkfs.btrfs', 'qemu-io'],
+  tools: [...TOOLS, ...POWER_TOOLS, 'mkfs.ext4', 'mkfs.xfs', 'mkfs.btrfs', 'qemu-io', 'strace'],
 });
 
 function command(...args: string[]): string[] {
@@ -58,6 +71,25 @@ describe.runIf(runnable).each(POWERS)('by $name', (power) => {
     await qemuIo(path, ['read -P 0 0 1M', 'read -P 9 1M 3M', 'read -P 0 4M 60M']);
   });
 
+  it('a file is allocated beside a loop device that only reads it', async () => {
+    const path = makeSparse(scratchPath('disk.raw'), 16 * MiB);
+    await using _loop = await attachLoop({ file: path, readOnly: true });
+    await expectFull(power, path);
+  });
+
+  it('a file is allocated to its end though readers and writers come that leave again', async () => {
+    const path = makeSparse(scratchPath('disk.raw'), 64 * MiB);
+    giveTo(power, path);
+    await using run = startAs(power, process.execPath, command(path, '--preallocation', 'full', '--speed', '64M'));
+    await run.output('stderr', /"position":[1-9]/);
+    await mustRun('head', ['-c', '4096', path]);
+    await mustRun('sh', ['-c', `printf x | dd of=${path} bs=1 seek=${64 * MiB - 1} conv=notrunc`]);
+    await mustRun('head', ['-c', '4096', path]);
+    const { status, stderr } = await run.exit;
+    expect(status, stderr).toBe(0);
+    expect(await mustRun('tail', ['-c', '1', path])).toBe('x');
+  });
+
   const storages: Storage[] = [EXT3, XFS, BTRFS, TMPFS];
   describe.each(storages)('on $name', (storage) => {
     let mounted: Filesystem;
@@ -77,21 +109,31 @@ describe.runIf(runnable).each(POWERS)('by $name', (power) => {
   // Until the lease is probed, that one finds the writer; then the proof must; then the gate.
   it.each([0, 100, 200, 300, 400, 600, 800, 1_200, 2_000, 4_000, 20_000, 200_000])(
     'who opens the file %i µs after the locks were taken is found, and keeps what they wrote',
-    async (delay) => {
-      const path = makeSparse(scratchPath('disk.raw'), 64 * MiB);
-      giveTo(power, path);
-      const script = join(repository, 'test/support/opener.py');
-      await using opener = start('python3', [script, path, String(delay)]);
-      await opener.output('stdout', /ready/);
-      await using run = startAs(power, process.execPath, command(path, '--preallocation', 'full', '--speed', '32M'));
-      const { status, stderr } = await run.exit;
-      expect(opener.stdout()).toContain('opened');
-      expect(status, stderr).toBe(4);
-      expect(stderr).toContain('"IN_USE"');
-      await expectLastBlock(path, 0x5a);
-    },
+    (delay) => expectFound(power, delay),
   );
+
+  // 40 ms each: the last lock, four probes, the lease’s signal and the lease; its end is the moment.
+  it('who opens the file between the lease and thicken’s own opens is found', async () => {
+    const slowly = ['strace', '-f', '-qq', '-o', '/dev/null', '-e', 'trace=fcntl', '-e', 'inject=fcntl:delay_exit=40000'];
+    const [first, ...rest] = [...slowly, ...power.by] as [string, ...string[]];
+    await expectFound({ ...power, by: [first, ...rest] }, 300_000);
+  });
 });
+
+/** Somebody opens a file `delay` µs after a run has taken its locks. */
+async function expectFound(power: Power, delay: number): Promise<void> {
+  const path = makeSparse(scratchPath('disk.raw'), 64 * MiB);
+  giveTo(power, path);
+  const script = join(repository, 'test/support/opener.py');
+  await using opener = start('python3', [script, path, String(delay)]);
+  await opener.output('stdout', /ready/);
+  await using run = startAs(power, process.execPath, command(path, '--preallocation', 'full', '--speed', '32M'));
+  const { status, stderr } = await run.exit;
+  expect(opener.stdout()).toContain('opened');
+  expect(status, stderr).toBe(4);
+  expect(stderr).toContain('"IN_USE"');
+  await expectLastBlock(path, 0x5a);
+}
 
 async function expectLastBlock(path: string, byte: number): Promise<void> {
   await using file = await openFile(path);
