@@ -20,6 +20,7 @@
         "native/gate.cc",
         "native/io.cc",
         "native/lock.cc",
+        "native/notices.cc",
         "native/pages.cc",
         "native/peer.cc",
         "native/pool.cc",

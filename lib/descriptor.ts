@@ -3,6 +3,7 @@ import { access } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { errors, isRawSystemError, systemError, ThickenError } from './errors.js';
+import type { OpenGate } from './native.js';
 
 const openFile = promisify(open);
 const closeFile = promisify(close);
@@ -36,6 +37,8 @@ export class Descriptor implements AsyncDisposable {
   private constructor(
     readonly path: string,
     private readonly fd: number,
+    /** Whose it is to close, where it is not Node's. */
+    private readonly gate?: OpenGate,
   ) {
     Descriptor.numbers.add(fd);
   }
@@ -66,11 +69,13 @@ export class Descriptor implements AsyncDisposable {
 
   /**
    * The same file or device opened once more, with locks and position of its own; whatever `path`
-   * names by now. A foreign lease is waited for, as long as the kernel lets it stand.
+   * names by now. A foreign lease is waited for, as long as the kernel lets it stand. With a gate
+   * that watches the file, as an open that this one knows of; it is to outlive the descriptor.
    */
-  async reopen(flags: number): Promise<Descriptor> {
+  async reopen(flags: number, gate?: OpenGate): Promise<Descriptor> {
     return this.use(async (fd) => {
-      return new Descriptor(this.path, await openFile(`/proc/self/fd/${fd}`, flags));
+      const opened = gate ? gate.open(fd, flags) : openFile(`/proc/self/fd/${fd}`, flags);
+      return new Descriptor(this.path, await opened, gate);
     });
   }
 
@@ -107,7 +112,7 @@ export class Descriptor implements AsyncDisposable {
   private async closeWhenIdle(): Promise<void> {
     if (this.inFlight > 0) await new Promise<void>((resolve) => (this.idle = resolve));
     Descriptor.numbers.delete(this.fd);
-    await closeFile(this.fd);
+    await (this.gate ? this.gate.closeOpened(this.fd) : closeFile(this.fd));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -117,7 +117,7 @@ export class DeviceHold implements AsyncDisposable {
       const leaving = users.by.length > 0 && until !== undefined && systemClock.now() < until;
       if (leaving) continue;
       refuseUsers(this.device.path, users, this.trusted);
-      if (this.gate.settle(0)) {
+      if (this.gate.settle()) {
         this.provenAt = systemClock.now();
         return;
       }

@@ -1,8 +1,15 @@
 import { DIRECT, READ_ONLY, READ_WRITE, type Descriptor } from './descriptor.js';
 import { errors, ThickenError } from './errors.js';
-import { fileInUse, takeImageLocks, workUndisturbed } from './exclusive.js';
+import {
+  factsOf,
+  fileInUse,
+  probeConflicts,
+  takeImageLocks,
+  workUndisturbed,
+} from './exclusive.js';
 import { native, SYNC_FILE, type OpenGate, type Work } from './native.js';
 import { systemClock } from './throttle.js';
+import { usersOfFile } from './users.js';
 
 /** What a write is done with. */
 export interface Writers {
@@ -33,7 +40,7 @@ const NEVER = new AbortController().signal;
  *    that heeds no lock); 2. QEMU's locks; 3. a gate that stops the work as soon as somebody opens
  *    the file, and then all that again.
  * The lease does not see past writing descriptors of our own, so these are opened after it, and
- * closed before the next one; opens are counted, so that none slips in between.
+ * closed before the next one; the gate opens them, so that it sees whether anybody slips in between.
  */
 export class FileHold implements AsyncDisposable {
   private buffered: Descriptor | undefined;
@@ -129,14 +136,29 @@ export class FileHold implements AsyncDisposable {
 
   private async prove(patience: number): Promise<void> {
     this.proofs++;
+    const harmless = new Set<string>();
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       await this.closeWriters();
       this.gate.reset();
       await this.refuseWriters(patience);
-      const opened = await this.openWriters();
-      if (!this.watched || this.gate.settle(opened)) return;
+      await this.openWriters();
+      if (!this.watched) return;
+      if (this.gate.settle() && (await this.nobodySlippedIn(harmless))) return;
     }
     throw errors.inUse(this.image.path, 'somebody who opens it over and over', 'let it be');
+  }
+
+  /**
+   * Looks for those whom the gate may have missed, as far as they can be seen. Whoever is found is
+   * harmless if the lease of the next attempt finds no writer: a loop device that only reads.
+   */
+  private async nobodySlippedIn(harmless: Set<string>): Promise<boolean> {
+    if (this.gate.knowsOpeners()) return true;
+    if ((await probeConflicts(this.lock)).length > 0) return false;
+    const { by } = await usersOfFile(await factsOf(this.lock), { writersOnly: true });
+    const news = by.filter((user) => !harmless.has(user));
+    for (const user of news) harmless.add(user);
+    return news.length === 0;
   }
 
   private async refuseWriters(patience: number): Promise<void> {
@@ -161,17 +183,15 @@ export class FileHold implements AsyncDisposable {
     return errors.cannotTellUsers(this.image.path, `${error.syscall} answers ${error.code}`);
   }
 
-  /** Returns how many opens that took. */
-  private async openWriters(): Promise<number> {
-    this.buffered = await this.image.reopen(READ_WRITE);
-    if (!this.directWorks) return 1;
-    this.direct = await this.image.reopen(READ_WRITE | DIRECT).catch((error: unknown) => {
+  /** After a direct open that was refused, the gate may be of two minds: the next attempt has none. */
+  private async openWriters(): Promise<void> {
+    this.buffered = await this.image.reopen(READ_WRITE, this.gate);
+    if (!this.directWorks) return;
+    this.direct = await this.image.reopen(READ_WRITE | DIRECT, this.gate).catch((error: unknown) => {
       if (!(error instanceof ThickenError) || error.code !== 'EINVAL') throw error;
       this.directWorks = false;
       return undefined;
     });
-    // An open that was refused may have been counted, or not: then the next attempt tells.
-    return 2;
   }
 
   private async closeWriters(): Promise<void> {

@@ -34,8 +34,16 @@ export interface OpenGate {
   /** Throws an error with an errno. */
   watch(fd: number): void;
   reset(): void;
-  /** Whether there were just `own` opens since `reset`; if so, the gate is open again. */
-  settle(own: number): boolean;
+  /**
+   * Opens the same file once more, which `settle` allows for. Rejects as the functions of `Native` do,
+   * and `settle` may then say no. One at a time. What is open is closed with the gate, or the environment.
+   */
+  open(fd: number, flags: number): Promise<number>;
+  closeOpened(fd: number): Promise<void>;
+  /** Whether nobody has opened since `reset` but `open`; if so, the gate is open again. */
+  settle(): boolean;
+  /** If not, somebody who opened within the system call of `open` may have gone unseen. */
+  knowsOpeners(): boolean;
   disturbed(): boolean;
   close(): Promise<void>;
 }

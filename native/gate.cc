@@ -4,9 +4,9 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
-#include <sys/inotify.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <string>
 #include <system_error>
 
@@ -14,6 +14,9 @@
 
 namespace thicken {
 namespace {
+
+/// Between two attempts to open what has a foreign lease on it.
+constexpr std::chrono::milliseconds kLeaseWait{10};
 
 std::string linkTo(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
@@ -27,7 +30,7 @@ OpenGate::OpenGate() {
   fanotify_ = fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK,
                             O_RDONLY | O_CLOEXEC | O_LARGEFILE | O_NONBLOCK);
   if (fanotify_ >= 0) startWatcher();
-  if (fanotify_ < 0) inotify_ = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+  if (fanotify_ < 0) notices_ = std::make_unique<OpenNotices>();
 }
 
 void OpenGate::startWatcher() {
@@ -50,21 +53,17 @@ OpenGate::~OpenGate() {
     (void)!write(stop_, &one, sizeof one);
     watcher_.join();
   }
+  for (int fd : opened_) close(fd);
   // Closing lets go whoever still waits.
   closeIfOpen(fanotify_);
-  closeIfOpen(inotify_);
   closeIfOpen(stop_);
 }
 
 Status OpenGate::watch(int fd) {
   const std::string path = linkTo(fd);
-  if (fanotify_ >= 0) {
-    if (fanotify_mark(fanotify_, FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, path.c_str()) == 0)
-      return {};
+  if (notices_) return notices_->watch(path.c_str());
+  if (fanotify_mark(fanotify_, FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, path.c_str()) < 0)
     return Status::failed("fanotify_mark");
-  }
-  if (inotify_ >= 0 && inotify_add_watch(inotify_, path.c_str(), IN_OPEN) < 0)
-    return Status::failed("inotify_add_watch");
   return {};
 }
 
@@ -84,14 +83,61 @@ void OpenGate::leave() {
 void OpenGate::reset() {
   std::lock_guard<std::mutex> guard(mutex_);
   readNotices();
-  own_ = foreign_ = 0;
+  own_ = expected_ = foreign_ = 0;
 }
 
-bool OpenGate::settle(uint64_t own) {
+// Without O_NONBLOCK, the pool's thread would wait for the end of a lease however long that takes,
+// and the end of the environment for the thread.
+Status OpenGate::open(int fd, int flags, const CancelFlag& cancel, int* opened) {
+  const std::string path = linkTo(fd);
+  for (;;) {
+    const Status status = openOnce(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK, opened);
+    if (status.ok()) break;
+    if (status.error != EWOULDBLOCK) return status;
+    if (cancel.isSet()) return Status{ECANCELED, "open"};
+    std::this_thread::sleep_for(kLeaseWait);
+  }
+  fcntl(*opened, F_SETFL, flags);
+  std::lock_guard<std::mutex> guard(mutex_);
+  opened_.insert(*opened);
+  return {};
+}
+
+Status OpenGate::closeOpened(int fd) {
+  {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (opened_.erase(fd) == 0) return Status{EBADF, "close"};
+  }
+  return close(fd) < 0 ? Status::failed("close") : Status{};
+}
+
+// The mutex is not held meanwhile: the watcher needs it, to let the open through.
+Status OpenGate::openOnce(const char* path, int flags, int* opened) {
+  {
+    std::lock_guard<std::mutex> guard(mutex_);
+    readNotices();
+  }
+  *opened = ::open(path, flags);
+  const Status status = *opened < 0 ? Status::failed("open") : Status{};
+  countOwn(status.ok() ? 1 : 0);
+  return status;
+}
+
+void OpenGate::countOwn(uint64_t opens) {
+  std::lock_guard<std::mutex> guard(mutex_);
+  expected_ += opens;
+  // A permission event has been counted by the watcher before the open was let through.
+  if (!notices_) return;
+  const OpenNotices::Opens seen = notices_->take();
+  own_ += opens;
+  foreign_ += seen.foreign + (seen.unknown > opens ? seen.unknown - opens : 0);
+}
+
+bool OpenGate::settle() {
   std::lock_guard<std::mutex> guard(mutex_);
   readNotices();
-  if (foreign_ > 0 || own_ != own) return false;
-  own_ = 0;
+  if (foreign_ > 0 || own_ != expected_) return false;
+  own_ = expected_ = 0;
   return true;
 }
 
@@ -138,20 +184,11 @@ void OpenGate::admit(int eventFd, bool own) {
   close(eventFd);
 }
 
-// Without permission events nobody knows who opened: all count as our own, and a foreign one makes
-// the number wrong.
+// What is not told within open() is a disturbance, also when another part of this process did it.
 void OpenGate::readNotices() {
-  if (inotify_ < 0) return;
-  alignas(inotify_event) char buffer[4096];
-  for (;;) {
-    const ssize_t length = read(inotify_, buffer, sizeof buffer);
-    if (length <= 0) return;
-    for (ssize_t at = 0; at + static_cast<ssize_t>(sizeof(inotify_event)) <= length;) {
-      const auto* event = reinterpret_cast<const inotify_event*>(buffer + at);
-      if ((event->mask & (IN_OPEN | IN_Q_OVERFLOW)) != 0) own_++;
-      at += static_cast<ssize_t>(sizeof(inotify_event) + event->len);
-    }
-  }
+  if (!notices_) return;
+  const OpenNotices::Opens seen = notices_->take();
+  foreign_ += seen.own + seen.foreign + seen.unknown;
 }
 
 }  // namespace thicken

@@ -5,7 +5,10 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <unordered_set>
 
+#include "cancel.h"
+#include "notices.h"
 #include "status.h"
 
 namespace thicken {
@@ -14,18 +17,17 @@ namespace thicken {
 /// meanwhile.
 ///
 /// With fanotify(7) permission events (CAP_SYS_ADMIN), an open waits until no write is in flight,
-/// and no further one starts before `settle`: whoever opened has then been looked at. Without,
-/// inotify(7) tells of an open after the fact: the next write does not start, but one in flight
-/// may overlap with what the opener does.
+/// and no further one starts before `settle`: whoever opened has then been looked at. Without, an
+/// open is told after the fact (OpenNotices): the next write does not start, but one in flight may
+/// overlap with what the opener does.
 class OpenGate {
  public:
-  /// Where neither mechanism works, the gate stays open.
   OpenGate();
   ~OpenGate();
   OpenGate(const OpenGate&) = delete;
   OpenGate& operator=(const OpenGate&) = delete;
 
-  /// Watches one more inode: that of an open file or device node.
+  /// Watches one more inode: that of an open file or device node. Until then, the gate is open.
   Status watch(int fd);
 
   /// Whether a write may start; if so, leave() must follow it.
@@ -34,12 +36,20 @@ class OpenGate {
 
   /// Forgets the opens so far.
   void reset();
-  /// Opens the gate again if there were exactly `own` opens since reset(), all of this process.
-  bool settle(uint64_t own);
+  /// Opens what `fd` has open once more, as an open that settle() allows for. A foreign lease is
+  /// waited for. One that failed may make settle() say no: not every open that is refused is told
+  /// of. From one thread at a time. `opened` is closed by closeOpened(), or with the gate.
+  Status open(int fd, int flags, const CancelFlag& cancel, int* opened);
+  Status closeOpened(int fd);
+  /// Opens the gate again if there was no open since reset() but those by open().
+  bool settle();
   /// Whether somebody has opened since reset() or settle().
   bool disturbed();
   /// Whether opens wait for writes in flight.
   bool holdsOpens() const { return fanotify_ >= 0; }
+  /// Whether own opens are told from foreign ones. If not, a foreign one that comes within the
+  /// system call of an own one may go unseen.
+  bool knowsOpeners() const { return holdsOpens() || notices_->knowOpeners(); }
 
  private:
   void startWatcher();
@@ -47,16 +57,22 @@ class OpenGate {
   void readPermissionEvents();
   void admit(int eventFd, bool own);
   void readNotices();
+  Status openOnce(const char* path, int flags, int* opened);
+  void countOwn(uint64_t opens);
 
   int fanotify_ = -1;
-  int inotify_ = -1;
   int stop_ = -1;
+  /// Where there are no permission events.
+  std::unique_ptr<OpenNotices> notices_;
   std::thread watcher_;
   std::mutex mutex_;
   std::condition_variable drained_;
+  /// Opens of this process, and how many of them there must be.
   uint64_t own_ = 0;
+  uint64_t expected_ = 0;
   uint64_t foreign_ = 0;
   uint64_t inside_ = 0;
+  std::unordered_set<int> opened_;
 };
 
 /// One write's way through a gate; without a gate it is always granted.

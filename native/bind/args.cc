@@ -113,30 +113,60 @@ std::shared_ptr<OpenGate> gateArg(Napi::Value value) {
 Napi::Function OpenGateObject::define(Napi::Env env) {
   return DefineClass(env, "OpenGate",
                      {InstanceMethod<&OpenGateObject::watch>("watch"),
+                      InstanceMethod<&OpenGateObject::open>("open"),
+                      InstanceMethod<&OpenGateObject::closeOpened>("closeOpened"),
+                      InstanceMethod<&OpenGateObject::knowsOpeners>("knowsOpeners"),
                       InstanceMethod<&OpenGateObject::reset>("reset"),
                       InstanceMethod<&OpenGateObject::settle>("settle"),
                       InstanceMethod<&OpenGateObject::disturbed>("disturbed"),
                       InstanceMethod<&OpenGateObject::close>("close")});
 }
 
-OpenGate& OpenGateObject::open(const Napi::CallbackInfo& info) {
+const std::shared_ptr<OpenGate>& OpenGateObject::current(const Napi::CallbackInfo& info) {
   if (!gate_) throw Napi::TypeError::New(info.Env(), "the gate is closed");
-  return *gate_;
+  return gate_;
 }
 
 void OpenGateObject::watch(const Napi::CallbackInfo& info) {
-  const Status status = open(info).watch(descriptorArg(info, 0));
+  const Status status = current(info)->watch(descriptorArg(info, 0));
   if (!status.ok()) throw errorOf(info.Env(), status);
 }
 
-void OpenGateObject::reset(const Napi::CallbackInfo& info) { open(info).reset(); }
+// (fd, flags) → another descriptor
+Napi::Value OpenGateObject::open(const Napi::CallbackInfo& info) {
+  const int fd = descriptorArg(info, 0);
+  const int flags = static_cast<int>(bytesOf(info[1]));
+  return queue<int>(
+      info.Env(), std::make_shared<CancelFlag>(),
+      [gate = current(info), fd, flags](int* opened, const CancelFlag& cancel) {
+        return gate->open(fd, flags, cancel, opened);
+      },
+      [](Napi::Env env, const int& opened) { return Napi::Number::New(env, opened); });
+}
+
+// (fd)
+Napi::Value OpenGateObject::closeOpened(const Napi::CallbackInfo& info) {
+  struct Nothing {};
+  return queue<Nothing>(
+      info.Env(), std::make_shared<CancelFlag>(),
+      [gate = current(info), fd = descriptorArg(info, 0)](Nothing*, const CancelFlag&) {
+        return gate->closeOpened(fd);
+      },
+      [](Napi::Env env, const Nothing&) { return env.Undefined(); });
+}
+
+Napi::Value OpenGateObject::knowsOpeners(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), current(info)->knowsOpeners());
+}
+
+void OpenGateObject::reset(const Napi::CallbackInfo& info) { current(info)->reset(); }
 
 Napi::Value OpenGateObject::settle(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), open(info).settle(bytesOf(info[0])));
+  return Napi::Boolean::New(info.Env(), current(info)->settle());
 }
 
 Napi::Value OpenGateObject::disturbed(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), open(info).disturbed());
+  return Napi::Boolean::New(info.Env(), current(info)->disturbed());
 }
 
 Napi::Value OpenGateObject::close(const Napi::CallbackInfo& info) {

@@ -67,9 +67,10 @@ class CancelFlagObject : public Napi::ObjectWrap<CancelFlagObject> {
 /// A gate of JavaScript's.
 std::shared_ptr<OpenGate> gateArg(Napi::Value value);
 
-/// The JavaScript class of gates: `new OpenGate()`, `watch(fd)`, `reset()`, `settle(own)`,
-/// `disturbed()`, `close()`. None of them waits but close(), which the kernel may hold up for 20 ms
-/// until nobody looks at the marks any more (Linux 6): a promise.
+/// The JavaScript class of gates: `new OpenGate()`, `watch(fd)`, `open(fd, flags)`,
+/// `closeOpened(fd)`, `reset()`, `settle()`, `knowsOpeners()`, `disturbed()`, `close()`. What opens
+/// or closes is a promise, the rest never waits: a foreign lease may hold up open(), and the kernel
+/// close() for 20 ms, until nobody looks at the marks any more (Linux 6).
 class OpenGateObject : public Napi::ObjectWrap<OpenGateObject> {
  public:
   static Napi::Function define(Napi::Env env);
@@ -79,8 +80,11 @@ class OpenGateObject : public Napi::ObjectWrap<OpenGateObject> {
   std::shared_ptr<OpenGate> gate() const { return gate_; }
 
  private:
-  OpenGate& open(const Napi::CallbackInfo& info);
+  const std::shared_ptr<OpenGate>& current(const Napi::CallbackInfo& info);
   void watch(const Napi::CallbackInfo& info);
+  Napi::Value open(const Napi::CallbackInfo& info);
+  Napi::Value closeOpened(const Napi::CallbackInfo& info);
+  Napi::Value knowsOpeners(const Napi::CallbackInfo& info);
   void reset(const Napi::CallbackInfo& info);
   Napi::Value settle(const Napi::CallbackInfo& info);
   Napi::Value disturbed(const Napi::CallbackInfo& info);
