@@ -27,6 +27,17 @@ function startOf(pid: string): string | null {
   }
 }
 
+/** Whether a process is there that is another user's, and not shown to us (proc(5), hidepid). */
+function isHidden(pid: string): boolean {
+  if (readOr('', `/proc/${pid}/stat`) !== '') return false;
+  try {
+    process.kill(Number(pid), 0);
+    return false;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}
+
 /** What process ids count in: as hexadecimal digits, those of sockets' paths being few. */
 interface Place {
   /** Of the machine's boot id, which is another on each machine, and after each start. */
@@ -106,7 +117,7 @@ export function isAbandoned(name: string): boolean {
   if (pid === undefined) return false;
   const own = ownPlace();
   if (boot !== own.boot || !seesOwn()) return false;
-  if (namespace === own.namespace) return startOf(pid) !== start;
+  if (namespace === own.namespace) return startOf(pid) !== start && !isHidden(pid);
   return own.namespace === FIRST_NAMESPACE && isEmpty(namespace!);
 }
 
