@@ -1,6 +1,7 @@
 /** What thicken adds to a QEMU carries the name of the process that added it. */
 import { randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { getPriority } from 'node:os';
 import { basename } from 'node:path';
 import process from 'node:process';
 
@@ -24,6 +25,17 @@ function startOf(pid: string): string | null {
     return over ? null : (fields[19] ?? null);
   } catch {
     return null;
+  }
+}
+
+/** Whether a process is there that is not shown to us (proc(5), hidepid): its priority anybody may ask for. */
+function isHidden(pid: string): boolean {
+  if (readOr('', `/proc/${pid}/stat`) !== '') return false;
+  try {
+    getPriority(Number(pid));
+    return true;
+  } catch {
+    return false;
   }
 }
 
@@ -106,7 +118,7 @@ export function isAbandoned(name: string): boolean {
   if (pid === undefined) return false;
   const own = ownPlace();
   if (boot !== own.boot || !seesOwn()) return false;
-  if (namespace === own.namespace) return startOf(pid) !== start;
+  if (namespace === own.namespace) return startOf(pid) !== start && !isHidden(pid);
   return own.namespace === FIRST_NAMESPACE && isEmpty(namespace!);
 }
 

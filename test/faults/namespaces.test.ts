@@ -1,8 +1,9 @@
 /** Thickens at one QEMU that do not see each other's processes. */
 import { readlinkSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { ownName } from '../../lib/qemu/owner.js';
-import { cliMain, start, type Spawned } from '../support/processes.js';
+import { cliMain, mustRun, start, type Spawned } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import {
   allocateArgs,
@@ -62,7 +63,22 @@ describe.runIf(runnable)('a run in another namespace of process ids', () => {
   }
 });
 
+const hides = requires({ root: true, tools: ['unshare', 'mount', 'setpriv'] });
+
 describe('a name of what was added to a QEMU', () => {
+  // Of a user to whom no other's processes are shown.
+  it.runIf(hides).each([1, 2])('is that of a thicken that lives, though it is hidden: hidepid=%i', async (hidepid) => {
+    const judge = `
+      import { isAbandoned } from ${JSON.stringify(join(dirname(cliMain), '../qemu/owner.js'))};
+      console.log(process.argv.slice(1).map(isAbandoned).join());`;
+    const hidden = `mount -t proc -o hidepid=${hidepid} proc /proc && exec setpriv --reuid nobody --regid nogroup --clear-groups "$@"`;
+    const ended = start('true', []);
+    await ended.exit;
+    const names = [ownName(), ownName().replace(/^thicken-\d+/, `thicken-${ended.pid}`)];
+    const node = [process.execPath, '--input-type=module', '-e', judge, ...names];
+    expect((await mustRun('unshare', ['--mount', 'sh', '-c', hidden, 'sh', ...node])).trim()).toBe('false,true');
+  });
+
   it('is of this process, this namespace and this start of the machine', () => {
     const [, pid, place] = /^thicken-(\d+)-\d+-([0-9a-f]{14})-[0-9a-f]{8}$/.exec(ownName()) ?? [];
     expect(Number(pid)).toBe(process.pid);
