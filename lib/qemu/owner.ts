@@ -1,6 +1,7 @@
 /** What thicken adds to a QEMU carries the name of the process that added it. */
 import { randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { getPriority } from 'node:os';
 import { basename } from 'node:path';
 import process from 'node:process';
 
@@ -27,6 +28,7 @@ function startOf(pid: string): string | null {
   }
 }
 
+<<<<<<< HEAD
 /** Whether a process is there that is another user's, and not shown to us (proc(5), hidepid). */
 function isHidden(pid: string): boolean {
   if (readOr('', `/proc/${pid}/stat`) !== '') return false;
@@ -35,6 +37,16 @@ function isHidden(pid: string): boolean {
     return false;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM';
+=======
+/** Whether a process is there that is not shown to us (proc(5), hidepid): its priority anybody may ask for. */
+function isHidden(pid: string): boolean {
+  if (readOr('', `/proc/${pid}/stat`) !== '') return false;
+  try {
+    getPriority(Number(pid));
+    return true;
+  } catch {
+    return false;
+>>>>>>> 3a04bd4049bf8b87c34cc6dd9444dccebafece76
   }
 }
 

@@ -73,8 +73,7 @@ void fillTable(const Image& image, uint64_t guestStart, std::mt19937_64& random,
   const uint64_t entries = geometry.tableEntries();
   const uint64_t bitmaps[] = {0, kAllAllocated, kAllZero, 0x0f, 0xf00000000f, 0xf0000000f0};
   for (uint64_t i = 0; i < entries;) {
-    const uint64_t place =
-        geometry.externalData ? (guestStart + i) << 9 : (random() % 50) << 9;
+    const uint64_t place = geometry.externalData ? (guestStart + i) << 9 : (random() % 50) << 9;
     Entry entry{random() % 3 == 0 ? 0 : place};
     if (random() % 3 != 0) entry.word |= kCopied;
     if (random() % 6 == 0) entry.word |= kZero;
@@ -132,8 +131,9 @@ TEST(qcow2MapOfPartsGoesThroughATableOnce) {
   CHECK(openImage(io, &image).ok());
   MapReader reader(io, image);
   MapPage page;
-  const double seconds =
-      secondsOf([&] { CHECK(reader.read(Range{0, span}, 100, CancelFlag(), &page).ok()); });
+  const double seconds = secondsOf([&] {
+    CHECK(reader.read(Range{0, span}, 100, CancelFlag(), &page).ok());
+  });
   CHECK(page.size() == 1 && page.next == span);
   CHECK(seconds < kMostSeconds);
 }
