@@ -28,16 +28,6 @@ function startOf(pid: string): string | null {
   }
 }
 
-<<<<<<< HEAD
-/** Whether a process is there that is another user's, and not shown to us (proc(5), hidepid). */
-function isHidden(pid: string): boolean {
-  if (readOr('', `/proc/${pid}/stat`) !== '') return false;
-  try {
-    process.kill(Number(pid), 0);
-    return false;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
-=======
 /** Whether a process is there that is not shown to us (proc(5), hidepid): its priority anybody may ask for. */
 function isHidden(pid: string): boolean {
   if (readOr('', `/proc/${pid}/stat`) !== '') return false;
@@ -46,7 +36,6 @@ function isHidden(pid: string): boolean {
     return true;
   } catch {
     return false;
->>>>>>> 3a04bd4049bf8b87c34cc6dd9444dccebafece76
   }
 }
 
