@@ -15,15 +15,12 @@ import type { Secret } from '../secret.js';
 import { chainErrors } from './errors.js';
 import { hasBacking, readHeader, type HeaderFacts } from './header.js';
 import { placeOf, type Place } from './name.js';
-import { readServedHeader, servedSize } from './served.js';
+import { servedSize } from './served.js';
 
 const statOf = promisify(fstat);
 
 /** Layers below the image. QEMU 7.2 bears 200; libvirt allows as many. */
 export const MOST_LAYERS = 200;
-
-/** What a server may serve the bytes of. */
-const SERVED = new Set(['raw', 'qcow2']);
 
 /** Formats of one file that lie on no other. */
 const PLAIN = new Set(['raw', 'vdi', 'vhdx', 'vpc', 'parallels']);
@@ -118,11 +115,11 @@ class Opening implements AsyncDisposable {
     const layer: Layer = { path, format, source, dataFile: null, virtualSize: null, header: null };
     // From here on it is closed with the rest.
     this.layers.push(layer);
-    if (!hasBacking(format)) {
+    if (source.kind === 'nbd' || !hasBacking(format)) {
       if (format === 'raw') layer.virtualSize = await sizeOf(source, path);
       return null;
     }
-    const header = await headerOf(source, path, format);
+    const header = await readHeader(source.file, format);
     this.checkKey(header, path, format);
     layer.header = header;
     layer.virtualSize = header.virtualSize;
@@ -148,14 +145,11 @@ class Opening implements AsyncDisposable {
     return this.add(opened, place.path, format);
   }
 
-  /** The same export twice would be read for ever, if its image names it. */
   private addServed({ uri, name }: Extract<Place, { kind: 'nbd' }>, format: string, above: string) {
     const { tlsCertificates } = this.options;
-    if (!SERVED.has(format)) throw chainErrors.unsupported(above, format, 'an NBD server has to serve raw or qcow2 content');
+    // To QEMU it may give another header than to us, and whatever file that one names QEMU opens.
+    if (format !== 'raw') throw chainErrors.unsupported(above, format, 'an NBD server has to serve raw content');
     if (uri.tls && tlsCertificates === undefined) throw chainErrors.certificatesWanted(above, name);
-    const identity = `export ${JSON.stringify([uri.endpoint, uri.exportName])}`;
-    if (this.seen.has(identity)) throw chainErrors.loop(above, name);
-    this.seen.add(identity);
     const known = uri.tls && tlsCertificates !== undefined ? { ...uri, tlsCertificates: resolve(tlsCertificates) } : uri;
     return this.add({ kind: 'nbd', uri: known }, name, format);
   }
@@ -199,10 +193,6 @@ class Opening implements AsyncDisposable {
 
 function identityOf(facts: Stats): string {
   return facts.isBlockDevice() ? `device ${facts.rdev}` : `${facts.dev} ${facts.ino}`;
-}
-
-function headerOf(source: Layer['source'], path: string, format: string): Promise<HeaderFacts> {
-  return source.kind === 'nbd' ? readServedHeader(source.uri, path, format) : readHeader(source.file, format);
 }
 
 /** Bytes of a raw image; null of a server that is left to the daemon. */

@@ -64,14 +64,6 @@ export const chainErrors = {
       cause,
     }),
 
-  namesMore: (path: string) =>
-    build(
-      'BACKING_REFUSED',
-      'QEMU found other files named in it than thicken had: it has been changed meanwhile',
-      'see to who changes it, and run it again; nothing has been changed',
-      { path },
-    ),
-
   refused: (path: string, backing: string, why: string) =>
     build(
       'BACKING_REFUSED',

@@ -24,22 +24,17 @@ export function hasBacking(format: string): boolean {
 }
 
 /** Of a format that `hasBacking`. Throws DAMAGED, or BACKING_REFUSED where it spreads over several files. */
-export function readHeader(file: Descriptor, format: string): Promise<HeaderFacts> {
+export async function readHeader(file: Descriptor, format: string): Promise<HeaderFacts> {
   const bytes: ReadBytes = async (offset, length) => {
     const buffer = Buffer.alloc(length);
     const { bytesRead } = await file.use((fd) => readFile(fd, buffer, 0, length, offset));
     return buffer.subarray(0, bytesRead);
   };
-  return headerBy(bytes, file.path, format);
-}
-
-/** The same of what lies elsewhere than in a file; `path` is for messages. */
-export async function headerBy(bytes: ReadBytes, path: string, format: string): Promise<HeaderFacts> {
   try {
     return await READERS[format]!(bytes);
   } catch (error) {
-    if (error instanceof BadHeader) throw chainErrors.damaged(path, format, error.message);
-    if (error instanceof NamesFiles) throw chainErrors.namesFiles(path, error.message);
+    if (error instanceof BadHeader) throw chainErrors.damaged(file.path, format, error.message);
+    if (error instanceof NamesFiles) throw chainErrors.namesFiles(file.path, error.message);
     throw error;
   }
 }

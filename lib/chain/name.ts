@@ -18,7 +18,7 @@ export function placeOf(name: string, path: string): Place {
   if (name === '' || Buffer.byteLength(name) > MOST_PATH) throw refuse('its name is empty or too long');
   if (name.startsWith('json:')) throw refuse('a json: name can say anything');
   const protocol = /^([^/:]*):/.exec(name)?.[1];
-  if (protocol === undefined) return { kind: 'file', path: resolved(name, path, refuse) };
+  if (protocol === undefined) return { kind: 'file', path: resolved(name, path) };
   if (protocol === 'file' && name.startsWith('file:/')) return { kind: 'file', path: name.slice('file:'.length) };
   if (protocol === 'nbd') return { kind: 'nbd', name, uri: legacyOf(name, refuse) ?? uriOf(name, refuse) };
   if (isNbdUri(name)) return { kind: 'nbd', name, uri: uriOf(name, refuse) };
@@ -26,8 +26,7 @@ export function placeOf(name: string, path: string): Place {
 }
 
 /** Not shortened: `..` after a link leads elsewhere than it looks. */
-function resolved(name: string, path: string, refuse: Refuse): string {
-  if (!name.startsWith('/') && isNbdUri(path)) throw refuse('what it is relative to is no folder, but a server');
+function resolved(name: string, path: string): string {
   return name.startsWith('/') || !path.includes('/') ? name : `${dirname(path)}/${name}`;
 }
 

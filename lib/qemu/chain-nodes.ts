@@ -38,18 +38,6 @@ export async function addChain(daemon: StorageDaemon, chain: Chain, access: Chai
   if (!locked) await addLayers(daemon, chain, access);
   else if (!chain.secret) throw chainErrors.secretWanted(locked.path);
   else await daemon.withSecret(KEY, chain.secret, () => addLayers(daemon, chain, access));
-  await checkNames(daemon, chain);
-}
-
-/**
- * A server may have served another header to the daemon than to us: one that names a data file, which
- * can't be told not to be opened. Such a node has a name of QEMU's own making.
- */
-async function checkNames(daemon: StorageDaemon, { layers }: Chain): Promise<void> {
-  const served = layers.find(({ source, header }) => source.kind === 'nbd' && header);
-  if (!served) return;
-  const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
-  if (nodes.some((node) => node['node-name']?.startsWith('#') ?? true)) throw chainErrors.namesMore(served.path);
 }
 
 async function addLayers(daemon: StorageDaemon, chain: Chain, access: ChainAccess): Promise<void> {
