@@ -1,9 +1,9 @@
 /** Thickens at one QEMU that do not see each other's processes. */
 import { readlinkSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { ownName } from '../../lib/qemu/owner.js';
-import { cliMain, mustRun, start, type Spawned } from '../support/processes.js';
+import { cliMain, mustRun, repository, start, type Spawned } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import {
   allocateArgs,
@@ -69,7 +69,7 @@ describe('a name of what was added to a QEMU', () => {
   // Of a user to whom no other's processes are shown.
   it.runIf(hides).each([1, 2])('is that of a thicken that lives, though it is hidden: hidepid=%i', async (hidepid) => {
     const judge = `
-      import { isAbandoned } from ${JSON.stringify(join(dirname(cliMain), '../qemu/owner.js'))};
+      import { isAbandoned } from ${JSON.stringify(join(repository, 'build-modules/qemu/owner.js'))};
       console.log(process.argv.slice(1).map(isAbandoned).join());`;
     const hidden = `mount -t proc -o hidepid=${hidepid} proc /proc && exec setpriv --reuid nobody --regid nogroup --clear-groups "$@"`;
     const ended = start('true', []);
