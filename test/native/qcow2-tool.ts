@@ -62,7 +62,7 @@ export async function ask(
 ): Promise<Answer> {
   const given = Object.entries(options).filter(([, value]) => value !== undefined);
   const args = [command, file, ...given.map(([name, value]) => `${name}=${value}`)];
-  const { stdout, stderr, status, signal } = await run(tool, args);
+  const { stdout, stderr, status, signal } = await run(tool, args, { timeout: soak ? 1_800_000 : 600_000 });
   if (stderr !== '' || (status !== 0 && status !== 1)) {
     throw new Error(`${tool} ${args.join(' ')}: ${signal ?? status}: ${stderr}`);
   }
