@@ -138,8 +138,7 @@ export class DeviceHold implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.proof.catch(() => undefined);
-    // Whoever was held up goes on at once; what the kernel takes to tidy up is not waited for.
-    void this.gate.close();
+    await this.gate.close();
     for (const { descriptor } of this.lowers) await descriptor?.close();
     await this.device.close();
   }

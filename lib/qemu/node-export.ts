@@ -2,6 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ThickenError } from '../errors.js';
 import { ALLOCATION_DEPTH, BASE_ALLOCATION, NbdClient } from '../nbd/client.js';
+import type { Limits } from '../nbd/connection.js';
 import type { QmpClient } from '../qmp/client.js';
 import { steer } from '../qmp/job-control.js';
 import { sampleJobs } from '../qmp/job-sample.js';
@@ -17,6 +18,12 @@ const CONTEXTS = [BASE_ALLOCATION, ALLOCATION_DEPTH];
  */
 const LOOKS = 500;
 const LOOK_MS = 20;
+
+export interface ExportOptions {
+  writable?: boolean;
+  /** Of what is asked of it at a time. */
+  limits?: Partial<Limits>;
+}
 
 export class NodeExport implements AsyncDisposable {
   private constructor(
@@ -38,13 +45,14 @@ export class NodeExport implements AsyncDisposable {
   }
 
   /** The same on a server that is there, in a QEMU that is ours alone. */
-  static async on(server: NbdServer, client: QmpClient, node: string, writable = false): Promise<NodeExport> {
+  static async on(server: NbdServer, client: QmpClient, node: string, how: ExportOptions = {}): Promise<NodeExport> {
+    const { writable = false, limits } = how;
     const id = ownName();
     try {
       await client.execute('block-export-add', {
         type: 'nbd', id, 'node-name': node, name: id, writable, 'allocation-depth': true,
       });
-      return new NodeExport(client, server, id, await connectTo(server, id, client.name));
+      return new NodeExport(client, server, id, await connectTo(server, id, client.name, limits));
     } catch (error) {
       await takeAway(client, server, id).catch(() => undefined);
       throw isNotRunning(error) ? diskErrors.notRunning(client.name) : error;
@@ -92,10 +100,15 @@ async function checkAbilities(client: QmpClient): Promise<void> {
   if (!has) throw diskErrors.unsupportedHere(client.name, 'this QEMU tells no allocation depth over NBD (5.2 does)');
 }
 
-async function connectTo({ address, uri }: NbdServer, id: string, monitor: string): Promise<NbdClient> {
+async function connectTo(
+  { address, uri }: NbdServer,
+  id: string,
+  monitor: string,
+  limits: Partial<Limits> = {},
+): Promise<NbdClient> {
   let nbd: NbdClient;
   try {
-    nbd = await NbdClient.connect(address, { exportName: id, metaContexts: CONTEXTS });
+    nbd = await NbdClient.connect(address, { exportName: id, metaContexts: CONTEXTS, ...limits });
   } catch (error) {
     const refused = error instanceof ThickenError && error.code === 'NBD_REFUSED';
     throw uri && refused ? diskErrors.noServer(monitor, error.message) : error;

@@ -7,6 +7,9 @@ import { addChain, inUse, isLocked, nodeOf, type ChainAccess } from './chain-nod
 import { NodeExport } from './node-export.js';
 import { StorageDaemon } from './storage-daemon.js';
 
+/** Several writes that allocate ended QEMU by an assertion of its own now and then (7.2, qed_aio_write_alloc). */
+const ONE_AT_A_TIME = new Set(['qed']);
+
 export class RestEngine implements AsyncDisposable {
   private constructor(
     readonly daemon: StorageDaemon,
@@ -53,7 +56,10 @@ export class RestEngine implements AsyncDisposable {
     const daemon = await StorageDaemon.start();
     try {
       await addChain(daemon, chain, access);
-      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first), writable);
+      const added = await NodeExport.on(daemon.server, daemon.qmp, nodeOf(access.first), {
+        writable,
+        ...(ONE_AT_A_TIME.has(chain.top.format) && { limits: { maxInFlight: 1 } }),
+      });
       return new RestEngine(daemon, added, access.share, locks);
     } catch (error) {
       const told = await daemon.explain(error, chain.top.path);
