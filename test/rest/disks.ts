@@ -83,10 +83,19 @@ function sumsOf(files: readonly string[]): Promise<string> {
   return mustRun('sha256sum', [...files]);
 }
 
+/** What `qemu-img check` says of clusters that leaked, and of nothing worse. */
+export const LEAKS = 3;
+
 /** The image is sound and reads as it did, and the layers below are as they were. */
-export async function expectSame(path: string, format: string, before: Before, files: readonly string[]): Promise<void> {
+export async function expectSame(
+  path: string,
+  format: string,
+  before: Before,
+  files: readonly string[],
+  sound: readonly number[] = [0],
+): Promise<void> {
   const { status, stdout, stderr } = await run('qemu-img', ['check', '-f', format, path]);
-  expect(status, stdout + stderr).toBe(0);
+  expect(sound, stdout + stderr).toContain(status);
   expect(await qemuCompare(path, before.expected, { formatA: format }), 'the content is another').toBe(true);
   expect(await sumsOf(files)).toBe(before.sums);
 }
