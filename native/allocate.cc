@@ -107,22 +107,6 @@ Status zeroWriteRange(const ZeroWrite& options, Range range, const CancelFlag& c
                          work, &reached);
 }
 
-Status syncRange(int fd, Range range, unsigned flags) {
-  if (sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
-                      flags) == 0)
-    return {};
-  // Not for this kind of file; the sync at the end of the pass does without.
-  if (errno == ESPIPE || errno == EINVAL || errno == ENOSYS) return {};
-  return Status::failed("sync_file_range", range.offset, range.length);
-}
-
-Status startWriteback(int fd, Range range) { return syncRange(fd, range, SYNC_FILE_RANGE_WRITE); }
-
-Status finishWriteback(int fd, Range range) {
-  return syncRange(
-      fd, range, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
-}
-
 Status fallocateSpan(int fd, int flags, Range span) {
   int result;
   do

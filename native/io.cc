@@ -1,5 +1,6 @@
 #include "io.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +18,15 @@ constexpr size_t kMemoryAlignment = 4096;
 struct FreeDeleter {
   void operator()(void* memory) const { std::free(memory); }
 };
+
+Status syncRange(int fd, Range range, unsigned flags) {
+  if (sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
+                      flags) == 0)
+    return {};
+  // Not for this kind of file; the sync at the end of the pass does without.
+  if (errno == ESPIPE || errno == EINVAL || errno == ENOSYS) return {};
+  return Status::failed("sync_file_range", range.offset, range.length);
+}
 
 }  // namespace
 
@@ -49,6 +59,13 @@ Status writeZeros(int fd, Range range, Work* work) {
     work->requests++;
   }
   return {};
+}
+
+Status startWriteback(int fd, Range range) { return syncRange(fd, range, SYNC_FILE_RANGE_WRITE); }
+
+Status finishWriteback(int fd, Range range) {
+  return syncRange(
+      fd, range, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
 }
 
 void* scratchBuffer() {

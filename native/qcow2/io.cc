@@ -13,6 +13,11 @@
 #include "../zero.h"
 
 namespace thicken::qcow2 {
+namespace {
+
+constexpr uint64_t kWritePiece = 2u << 20;
+
+}  // namespace
 
 Status FileIo::read(Range range, void* data, size_t* got) {
   *got = 0;
@@ -22,12 +27,18 @@ Status FileIo::read(Range range, void* data, size_t* got) {
 Status FileIo::write(Range range, const void* data) {
   uint64_t done = 0;
   while (done < range.length) {
-    const ssize_t n = pwrite(fd_, static_cast<const char*>(data) + done, range.length - done,
-                             static_cast<off_t>(range.offset + done));
+    const uint64_t length = std::min(kWritePiece, range.length - done);
+    const auto offset = static_cast<off_t>(range.offset + done);
+    const ssize_t n = pwrite(fd_, static_cast<const char*>(data) + done, length, offset);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return Status::failed("pwrite", range.offset + done, range.length - done);
     if (n == 0) return Status{EIO, "pwrite", range.offset + done, range.length - done};
-    done += static_cast<uint64_t>(n);
+    const Range piece{range.offset + done, static_cast<uint64_t>(n)};
+    done += piece.length;
+    if (range.length <= kWritePiece) continue;
+    // The disk takes it while the next piece is copied. The sync that follows waits for it.
+    Status status = startWriteback(fd_, piece);
+    if (!status.ok()) return status;
   }
   return {};
 }
