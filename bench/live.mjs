@@ -9,6 +9,7 @@ import { buildGuests } from './lib/guests.mjs';
 import { options } from './lib/options.mjs';
 import {
   asynchronousIo,
+  bareCopy,
   fileNode,
   makeOverlay,
   makeTemplate,
@@ -46,7 +47,7 @@ async function populate() {
   ];
   const rivals = (setting) => [
     ...liveRivals(setting, fileNode(setting.template)),
-    ...[blockpull(setting), rebase(setting), copy(setting)],
+    ...[blockpull(setting), rebase(setting), bareCopy(setting)],
   ];
   await withTemplate(size, (setting) =>
     measure({
@@ -241,16 +242,5 @@ function rebase({ image, backing, size }) {
     args: ['rebase', '-f', 'qcow2', '-t', 'none', '-T', 'none', '-b', '', image],
     before: () => makeOverlay(image, backing, size),
     after: () => mustBePopulated(image, size),
-  };
-}
-
-/** What the storage takes for as many bytes, read and written. */
-function copy({ image, template }) {
-  const args = ['bs=1M', 'iflag=direct', 'oflag=direct', 'conv=fsync', 'status=none'];
-  return {
-    name: 'dd, O_DIRECT, fsync',
-    command: 'dd',
-    args: [`if=${template}`, `of=${image}`, ...args],
-    before: () => rmSync(image, { force: true }),
   };
 }

@@ -34,6 +34,17 @@ export function mustBePopulated(path, size) {
   if (mapped !== size) throw new Error(`${path}: only ${mapped} of ${size} bytes are populated`);
 }
 
+/** What the storage takes for as many bytes, read and written. */
+export function bareCopy({ image, template }) {
+  const args = ['bs=1M', 'iflag=direct', 'oflag=direct', 'conv=fsync', 'status=none'];
+  return {
+    name: 'dd, O_DIRECT, fsync',
+    command: 'dd',
+    args: [`if=${template}`, `of=${image}`, ...args],
+    before: () => rmSync(image, { force: true }),
+  };
+}
+
 /**
  * The node `disk` of an overlay, past the page cache. `template` is the node below; without it, it
  * is what the image names, since QEMU refuses another server than that.

@@ -7,6 +7,7 @@ import { delimiter, isAbsolute, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { diskErrors } from './errors.js';
 
+const MIB = 2 ** 20;
 const PROGRAM = 'qemu-storage-daemon';
 const MONITOR_FD = 3;
 const GUARD_FD = 4;
@@ -58,6 +59,16 @@ rmdir "$folder"
 exit "$status"
 `;
 
+/**
+ * QEMU takes a buffer for each range that it copies. By default glibc gives memory of that size back to
+ * the kernel, to get it anew, page by page, for the next: 2 s of the daemon's time for each 4 GiB
+ * (mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD).
+ */
+const MEMORY = {
+  MALLOC_MMAP_THRESHOLD_: String(32 * MIB),
+  MALLOC_TRIM_THRESHOLD_: String(256 * MIB),
+};
+
 export class DaemonProcess {
   /** The monitor's connection; its greeting says that the daemon is ready. */
   readonly monitor: Socket;
@@ -94,6 +105,7 @@ export class DaemonProcess {
       cwd: '/',
       // A session of its own: Ctrl-C at the terminal is for thicken to deal with.
       detached: true,
+      env: { ...MEMORY, ...process.env },
       stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
     });
     return new DaemonProcess(child);
