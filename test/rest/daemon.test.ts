@@ -1,12 +1,15 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readdirSync, readlinkSync, statSync, watch } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, statSync, watch } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
+import { Chain } from '../../lib/chain/chain.js';
+import { Descriptor, READ_ONLY } from '../../lib/descriptor.js';
 import type { ThickenError } from '../../lib/errors.js';
 import { NodeExport } from '../../lib/qemu/node-export.js';
+import { RestEngine } from '../../lib/qemu/rest-engine.js';
 import { StorageDaemon } from '../../lib/qemu/storage-daemon.js';
 import { hold } from '../support/cleanup.js';
 import { mustRun, start, type Spawned } from '../support/processes.js';
@@ -15,6 +18,7 @@ import { scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 import { daemonsIn, expectNothingLeft, processesWith, withDaemon } from './helpers.js';
 
+const MiB = 2 ** 20;
 const holder = fileURLToPath(new URL('../support/daemon-holder.mjs', import.meta.url));
 
 const fileNode = (filename: string) => ({ driver: 'file', 'node-name': 'file', filename, 'read-only': true });
@@ -37,6 +41,11 @@ function kill(...pids: number[]): void {
   for (const pid of pids) process.kill(pid, 'SIGKILL');
 }
 
+/** Pages that a process has been given so far (proc(5), minflt). */
+function pageFaults(pid: number): number {
+  return Number(readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]!.split(' ')[7]);
+}
+
 describe.runIf(withDaemon)('a storage daemon', () => {
   it('serves nodes that it is given, on sockets that are private', async () => {
     const image = scratchPath('image.raw');
@@ -53,6 +62,22 @@ describe.runIf(withDaemon)('a storage daemon', () => {
     for (const name of names) expect(statSync(join(folder, name)).mode & 0o777, name).toBe(0o600);
     const nodes = await daemon.qmp.execute('query-named-block-nodes', { flat: true });
     expect(nodes.find((node) => node['node-name'] === 'file')?.cache?.direct).toBe(true);
+  });
+
+  it('keeps the memory that it copies through', async () => {
+    const [template, overlay] = [scratchPath('template'), scratchPath('overlay')];
+    const size = 128 * MiB;
+    await mustRun('qemu-img', ['create', '-q', '-f', 'raw', template, String(size)]);
+    await mustRun('qemu-io', ['-f', 'raw', '-c', `write -P 7 0 ${size}`, template]);
+    await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', template, '-F', 'raw', overlay]);
+    await using file = await Descriptor.open(overlay, READ_ONLY);
+    await using chain = await Chain.open(file, 'qcow2');
+    await using engine = await RestEngine.work(chain);
+    const [daemon] = daemonsIn(tmpdir());
+    const before = pageFaults(daemon!);
+    for (let at = 0; at < size; at += 8 * MiB) await engine.added.nbd.cache(at, 8 * MiB);
+    // Each page of each buffer anew would be as many as the disk has pages.
+    expect(pageFaults(daemon!) - before).toBeLessThan(size / 4096 / 4);
   });
 
   it('is gone when its user is through with it, and so are its guardian and its folder', async () => {
