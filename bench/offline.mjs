@@ -1,6 +1,6 @@
 /** Disks at rest: an overlay is made to stand alone. `--only copy,far,sparse` picks. */
 import { execFileSync } from 'node:child_process';
-import { rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { rmSync, statfsSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { startNbdkit } from './lib/daemons.mjs';
 import { isWanted, options } from './lib/options.mjs';
@@ -48,7 +48,18 @@ async function copy() {
       limits: [...atRest, limit('block-stream', 1 / 1.3)],
       notes,
     });
-  await withTemplate(size, inMemory, '/dev/shm');
+  if (freeOf('/dev/shm') > roomFor(size)) await withTemplate(size, inMemory, '/dev/shm');
+  else console.log('offline-copy-memory: left out, since /dev/shm has no room for it');
+}
+
+function freeOf(folder) {
+  const { bavail, bsize } = statfsSync(folder);
+  return bavail * bsize;
+}
+
+/** For the template, the image and a copy of it, with their tables and the journal. */
+function roomFor(size) {
+  return 3.25 * size + 192 * MiB;
 }
 
 /** Each read of the template takes 5 ms more, as over a network. */
@@ -88,14 +99,12 @@ function sparse() {
 }
 
 function withTemplate(size, body, home) {
-  // Room for the template, the image and a copy of it, with their tables and the journal.
-  const room = 3.25 * size + 192 * MiB;
   const filled = async (folder) => {
     const template = join(folder, 'template');
     makeTemplate(template, size);
     await body({ folder, template, backing: template, image: join(folder, 'image.qcow2'), size });
   };
-  return withFilesystem('ext4', room, filled, { home });
+  return withFilesystem('ext4', roomFor(size), filled, { home });
 }
 
 function rivalsFor({ folder, image, backing, size, zeros }) {

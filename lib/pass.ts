@@ -1,11 +1,12 @@
 /** One route over the extents of one range: chunks, in flight within bounds, under the throttle. */
 import { errors } from './errors.js';
 import type { ExtentSource } from './extent-source.js';
-import { NO_WORK, type CancelFlag, type Work } from './native.js';
+import type { CancelFlag, Work } from './native.js';
 import { paceFor, type ChunkBounds, type Pace } from './pace.js';
 import type { ExtentPage } from './extent.js';
 import { clip, roundDown } from './range.js';
 import { bytesOf, RangeQueue } from './range-queue.js';
+import { partialOf } from './routes/outcomes.js';
 import type { Route, RouteSession, WholeControl } from './routes/route.js';
 import type { Room } from './space.js';
 import { systemClock, type Throttle } from './throttle.js';
@@ -201,8 +202,7 @@ class Chunks {
   /** What a failed chunk did until then still counts. */
   private fail(error: unknown): Work {
     this.failure ??= { error };
-    const cause = (error as { cause?: { partial?: Work } }).cause;
-    return cause?.partial ?? NO_WORK;
+    return partialOf(error);
   }
 
   async settle(): Promise<void> {

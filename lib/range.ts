@@ -61,3 +61,19 @@ export function widen(range: ByteRange, granularity: number, size: number): Byte
   const end = Math.min(roundUp(endOf(range), granularity), size);
   return { offset, length: end - offset };
 }
+
+/**
+ * `ranges` (offset, length, …) in pieces of at most `most` bytes, cut at multiples of `unit` where that
+ * is no more than `most`.
+ */
+export function* piecesOf(ranges: ArrayLike<number>, most: number, unit: number): Generator<ByteRange> {
+  for (let i = 0; i < ranges.length; i += 2) {
+    const end = ranges[i]! + ranges[i + 1]!;
+    for (let offset = ranges[i]!; offset < end; ) {
+      const aligned = roundDown(offset + most, unit);
+      const next = Math.min(end, aligned > offset ? aligned : offset + most);
+      yield { offset, length: next - offset };
+      offset = next;
+    }
+  }
+}

@@ -187,9 +187,9 @@ Status zeroWriteRanges(const ZeroWrite& options, const std::vector<Range>& range
   if (!status.ok()) return status;
   if (buffered) {
     const uint64_t start = ranges.front().offset;
-    status = startWriteback(options.bufferedFd, Range{start, ranges.back().end() - start});
+    startWriteback(options.bufferedFd, Range{start, ranges.back().end() - start});
   }
-  if (!status.ok() || options.settle.length == 0) return status;
+  if (options.settle.length == 0) return {};
   return finishWriteback(options.bufferedFd, options.settle);
 }
 

@@ -19,15 +19,6 @@ struct FreeDeleter {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-Status syncRange(int fd, Range range, unsigned flags) {
-  if (sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
-                      flags) == 0)
-    return {};
-  // Not for this kind of file; the sync at the end of the pass does without.
-  if (errno == ESPIPE || errno == EINVAL || errno == ENOSYS) return {};
-  return Status::failed("sync_file_range", range.offset, range.length);
-}
-
 }  // namespace
 
 Status readFully(int fd, Range range, void* data, size_t* got) {
@@ -61,11 +52,20 @@ Status writeZeros(int fd, Range range, Work* work) {
   return {};
 }
 
-Status startWriteback(int fd, Range range) { return syncRange(fd, range, SYNC_FILE_RANGE_WRITE); }
+void startWriteback(int fd, Range range) {
+  sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
+                  SYNC_FILE_RANGE_WRITE);
+}
 
 Status finishWriteback(int fd, Range range) {
-  return syncRange(
-      fd, range, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+  const unsigned flags =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  if (sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
+                      flags) == 0)
+    return {};
+  // Not for this kind of file; the sync at the end of the pass does without.
+  if (errno == ESPIPE || errno == EINVAL || errno == ENOSYS) return {};
+  return Status::failed("sync_file_range", range.offset, range.length);
 }
 
 void* scratchBuffer() {

@@ -14,9 +14,9 @@ Status readFully(int fd, Range range, void* data, size_t* got);
 /// Writes zeros over `range` (pwrite(2) from the shared buffer), counting each call in `work`.
 Status writeZeros(int fd, Range range, Work* work);
 
-/// Has the disk begin with what lies in the page cache (sync_file_range(2)), and goes on. Promises
-/// nothing: a sync is to follow, and tells of errors.
-Status startWriteback(int fd, Range range);
+/// Has the disk begin with what lies in the page cache (sync_file_range(2)), and goes on. A hint:
+/// the kernel keeps what goes wrong for the sync that is to follow.
+void startWriteback(int fd, Range range);
 
 /// The same, and waits until it is written.
 Status finishWriteback(int fd, Range range);

@@ -24,7 +24,7 @@ const files = {
   targets: ['cli/targets'],
   qmp: ['qmp/client', 'qmp/job-control'],
   qcow2: ['qcow2/image'],
-  nbd: ['nbd/client', 'nbd/status-stream', 'routes/outcomes'],
+  nbd: ['nbd/client', 'nbd/status-stream'],
   headers: ['chain/header'],
   keys: ['secret'],
   qemu: ['qemu/backing', 'qemu/nbd-extents'],

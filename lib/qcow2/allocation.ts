@@ -1,5 +1,5 @@
 /** The native allocator at work on an image that is held alone. */
-import { errors, type ThickenError } from '../errors.js';
+import { errors, ThickenError } from '../errors.js';
 import {
   native,
   NO_WORK,
@@ -10,6 +10,7 @@ import {
   type Work,
 } from '../native.js';
 import { endOf } from '../range.js';
+import { withPartial } from '../routes/outcomes.js';
 import type { AllocationRequest, ByteRange } from '../types.js';
 import { throwIfRefused } from './errors.js';
 import { Qcow2Hold } from './hold.js';
@@ -101,15 +102,19 @@ export class Qcow2Allocation implements AsyncDisposable {
   ): Promise<Work> {
     if (this.known !== this.hold.proofs) await this.prepare(cancel);
     let work = NO_WORK;
-    for (let at = range.offset; at < endOf(range) && !work.cancelled && !work.disturbed;) {
-      const rest = Math.min(this.most, endOf(range) - at);
-      const done = await native().allocateQcow2(this.session, writers, dataWriters, at, rest, cancel);
-      throwIfRefused(done, this.files.file.file.path);
-      if (!done.disturbed) this.beside = done.beside;
-      this.most = done.disturbed ? Math.max(LEAST_CALL, Math.ceil(rest / 8)) : this.most * 2;
-      if (done.next <= at && !done.cancelled && !done.disturbed) throw this.shrunk(at);
-      work = added(work, done, at);
-      at = done.next;
+    try {
+      for (let at = range.offset; at < endOf(range) && !work.cancelled && !work.disturbed;) {
+        const rest = Math.min(this.most, endOf(range) - at);
+        const done = await native().allocateQcow2(this.session, writers, dataWriters, at, rest, cancel);
+        throwIfRefused(done, this.files.file.file.path);
+        if (!done.disturbed) this.beside = done.beside;
+        this.most = done.disturbed ? Math.max(LEAST_CALL, Math.ceil(rest / 8)) : this.most * 2;
+        if (done.next <= at && !done.cancelled && !done.disturbed) throw this.shrunk(at);
+        work = added(work, done, at);
+        at = done.next;
+      }
+    } catch (error) {
+      throw after(work, error);
     }
     return work;
   }
@@ -151,6 +156,13 @@ function added(work: Work, { next, cancelled, disturbed }: Qcow2Progress, at: nu
     cancelled,
     disturbed,
   };
+}
+
+/** What came before a failure still counts; the call that failed is taken to have mapped nothing. */
+function after(work: Work, error: unknown): unknown {
+  if (error instanceof ThickenError) return withPartial(error, work);
+  // Whoever names the file in it keeps it as the cause.
+  return Object.assign(error as Error, { partial: work });
 }
 
 function cancelledFlag(): CancelFlag {

@@ -146,6 +146,13 @@ export const diskErrors = {
   cannotThicken: (path: string, what: string) =>
     build('UNSUPPORTED', `${what} can't be given storage`, 'convert it to qcow2 or raw (qemu-img convert)', { path }),
 
+  smallRequests: (most: number) =>
+    build(
+      'UNSUPPORTED',
+      `a server below takes ${most} bytes at most, and by so few QEMU can't copy a part of a cluster`,
+      'have the server take more at a time, or make a copy (qemu-img convert)',
+    ),
+
   detachedOnly: (path: string) =>
     build('USAGE', 'only a stream of the whole disk can be detached', 'add --route stream', { path }),
 };

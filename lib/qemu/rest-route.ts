@@ -10,9 +10,9 @@ const MIB = 2 ** 20;
 
 /** Nobody waits for a chunk: what counts is that the storage always has enough to do. */
 const CUT: Pick<Cut, 'chunk' | 'most' | 'depth' | 'adapts'> = {
-  chunk: { bytes: 8 * MIB, ranges: 64 },
-  most: { bytes: 8 * MIB, ranges: 64 },
-  depth: 4,
+  chunk: { bytes: 4 * MIB, ranges: 64 },
+  most: { bytes: 4 * MIB, ranges: 64 },
+  depth: 8,
   adapts: 'no',
 };
 

@@ -1,7 +1,7 @@
 import { errors } from '../errors.js';
 import { NO_WORK, type Work } from '../native.js';
 import type { NbdClient } from '../nbd/client.js';
-import { roundDown } from '../range.js';
+import { piecesOf } from '../range.js';
 import type { ByteRange } from '../types.js';
 import { allOf } from './outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
@@ -70,19 +70,6 @@ class NbdWriteSession implements RouteSession {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
-}
-
-/** Cuts at multiples of `unit`, so that the server need not read for what it writes in part. */
-export function* piecesOf(ranges: ArrayLike<number>, most: number, unit: number): Generator<ByteRange> {
-  for (let i = 0; i < ranges.length; i += 2) {
-    const end = ranges[i]! + ranges[i + 1]!;
-    for (let offset = ranges[i]!; offset < end; ) {
-      const aligned = roundDown(offset + most, unit);
-      const next = Math.min(end, aligned > offset ? aligned : offset + most);
-      yield { offset, length: next - offset };
-      offset = next;
-    }
-  }
 }
 
 /** The parts of `data`, which lies at `offset`, whose units are all zeros. */

@@ -26,3 +26,9 @@ export function withPartial(reason: unknown, partial: Work): unknown {
   if (!(reason instanceof ThickenError)) return reason;
   return new ThickenError(reason.code, reason.message, { ...reason, cause: { partial, cause: reason } });
 }
+
+/** What was done in spite of a failure. */
+export function partialOf(error: unknown): Work {
+  const cause = (error as { cause?: { partial?: Work } }).cause;
+  return cause?.partial ?? NO_WORK;
+}

@@ -1,13 +1,21 @@
-import type { NbdClient } from '../nbd/client.js';
+import { ALLOCATION_DEPTH, type NbdClient } from '../nbd/client.js';
+import { statusPages } from '../nbd/status-stream.js';
 import { NO_WORK, type CancelFlag, type Work } from '../native.js';
+import { diskErrors } from '../qemu/errors.js';
 import { explainLoss } from '../qemu/node-export.js';
 import type { QmpClient } from '../qmp/client.js';
-import { widen } from '../range.js';
+import { piecesOf, widen } from '../range.js';
+import type { ByteRange } from '../types.js';
 import { withPartial } from './outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 import { zeroParts } from './zero-parts.js';
 
 const MIB = 2 ** 20;
+/** Bytes of one CACHE at rest. */
+const PIECE = Number(process.env['PIECE'] ?? 1) * MIB;
+
+/** What `qemu:allocation-depth` says of what the image itself has. */
+const OWN_DEPTH = 1;
 
 /** A disk that a QEMU has open, for routes that have QEMU change it. */
 export interface GuestContext extends RouteRequest {
@@ -49,10 +57,33 @@ class PopulateSession implements RouteSession {
     const { nbd, granularity, keepsZeros } = this.context;
     const whole = widen({ offset, length }, granularity, nbd.size);
     const parts = keepsZeros ? await zeroParts(nbd, whole, granularity) : [whole];
-    const copied = await Promise.allSettled(parts.map((part) => nbd.cache(part.offset, part.length)));
-    const failed = copied.find((outcome) => outcome.status === 'rejected');
-    if (failed) throw failed.reason;
+    await allEnded(parts.map((part) => this.copy(part)));
     return length;
+  }
+
+  /**
+   * As much at a time as QEMU takes, which is what the server of a layer below takes. Zeros that no map
+   * tells of stay zeros where all of a request is zeros.
+   */
+  private async copy({ offset, length }: ByteRange): Promise<void> {
+    const { nbd, granularity, keepsZeros } = this.context;
+    const { maximum } = nbd.blockSize;
+    const most = keepsZeros ? Math.max(PIECE, granularity) : Infinity;
+    const isWhole = granularity <= maximum;
+    const pieces = [...piecesOf([offset, length], isWhole ? Math.min(most, maximum) : granularity, granularity)];
+    await allEnded(pieces.map((piece) => (isWhole ? nbd.cache(piece.offset, piece.length) : this.copyCluster(piece))));
+  }
+
+  /**
+   * QEMU copies a cluster that is larger than a request as a whole. But where it has the first subclusters
+   * already, it looks for no more, and a request that began behind them would end it (7.2).
+   */
+  private async copyCluster({ offset, length }: ByteRange): Promise<void> {
+    const { nbd } = this.context;
+    const { maximum } = nbd.blockSize;
+    await nbd.cache(offset, Math.min(maximum, length));
+    if (await isOwn(nbd, { offset, length })) return;
+    throw diskErrors.smallRequests(maximum);
   }
 
   /** QEMU holds changes of its tables in memory until it is told to flush. */
@@ -61,6 +92,21 @@ class PopulateSession implements RouteSession {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/** Rejects with the first failure, when none is under way any more. */
+async function allEnded(requests: readonly Promise<void>[]): Promise<void> {
+  const outcomes = await Promise.allSettled(requests);
+  const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+  if (failed) throw failed.reason;
+}
+
+/** Whether the image itself has all of a range. */
+async function isOwn(nbd: NbdClient, range: ByteRange): Promise<boolean> {
+  for await (const { flags } of statusPages(nbd, range, { contexts: [ALLOCATION_DEPTH], lanes: 1 })) {
+    if (flags[0]!.some((depth) => depth !== OWN_DEPTH)) return false;
+  }
+  return true;
 }
 
 export async function flush({ client, nbd }: GuestContext): Promise<void> {

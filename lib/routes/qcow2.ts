@@ -5,6 +5,7 @@ import { Qcow2Allocation } from '../qcow2/allocation.js';
 import { HostFill } from '../qcow2/host-fill.js';
 import type { Qcow2Files } from '../qcow2/tables.js';
 import type { ByteRange } from '../types.js';
+import { partialOf, withPartial } from './outcomes.js';
 import type { Cut, Route, RouteRequest, RouteSession } from './route.js';
 import { ZERO_CHUNK } from './zero-writer.js';
 
@@ -71,7 +72,9 @@ class Qcow2Session implements RouteSession {
   }
 
   async run(ranges: Float64Array, cancel: CancelFlag): Promise<Work> {
-    const { filled, allocated } = await this.inTurn(() => this.allocate(ranges, cancel));
+    const { filled, allocated } = await this.inTurn(() => this.allocate(ranges, cancel)).catch((error: unknown) => {
+      throw withPartial(error, { ...NO_WORK, allocated: this.reached(ranges, partialOf(error).allocated) });
+    });
     if (allocated.cancelled) return { ...allocated, allocated: this.reached(ranges, allocated.allocated) };
     return (await filled) ?? { ...allocated, allocated: bytesOf(ranges), skipped: 0 };
   }

@@ -35,10 +35,8 @@ Status FileIo::write(Range range, const void* data) {
     if (n == 0) return Status{EIO, "pwrite", range.offset + done, range.length - done};
     const Range piece{range.offset + done, static_cast<uint64_t>(n)};
     done += piece.length;
-    if (range.length <= kWritePiece) continue;
-    // The disk takes it while the next piece is copied. The sync that follows waits for it.
-    Status status = startWriteback(fd_, piece);
-    if (!status.ok()) return status;
+    // The disk takes it while the next piece is copied; the sync that follows waits for it.
+    if (range.length > kWritePiece) startWriteback(fd_, piece);
   }
   return {};
 }

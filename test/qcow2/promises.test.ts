@@ -505,6 +505,27 @@ describe.runIf(able)('chunks', () => {
   });
 });
 
+describe.runIf(mountable)('a file system that somebody else fills meanwhile', () => {
+  it('ends the run, which tells what was allocated', async () => {
+    await using filesystem = await mountFilesystem({ type: 'ext4', size: GiB });
+    const file = `${filesystem.path}/image.qcow2`;
+    await create(file, base, 600 * MiB);
+    await using image = await open(file);
+    const job = image.allocate({ speed: 100 * MiB });
+    await new Promise<void>((resolve) => job.on('progress', ({ position }) => position > 0 && resolve()));
+    job.pause();
+    await fill(filesystem.path);
+    job.resume();
+    job.setSpeed(Infinity);
+    const error = await job.result.catch((caught: unknown) => caught);
+    expect(error).toMatchObject({ code: 'ENOSPC' });
+    const { allocated } = (error as { done: { allocated: number } }).done;
+    expect(allocated).toBeGreaterThan(0);
+    expect(allocated).toBeLessThan(600 * MiB);
+    expect(await check(file)).toMatchObject({ corruptions: 0, 'check-errors': 0 });
+  });
+});
+
 describe.runIf(mountable)('a cancel', () => {
   it('ends the run without the reserve', async () => {
     await using filesystem = await mountFilesystem({ type: 'ext4', size: GiB });

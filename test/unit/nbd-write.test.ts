@@ -4,7 +4,8 @@ import { extentOf, HOLE, meetsLevel, SERVED_DATA, SERVED_ZEROED, UNKNOWN } from 
 import { servedExtents } from '../../lib/export-extents.js';
 import { Planner, type PlanFacts } from '../../lib/plan.js';
 import { touchesOf } from '../../lib/routes/nbd-touch.js';
-import { piecesOf, zeroRuns } from '../../lib/routes/nbd-write.js';
+import { piecesOf } from '../../lib/range.js';
+import { zeroRuns } from '../../lib/routes/nbd-write.js';
 import type { Preallocation } from '../../lib/types.js';
 import { random } from '../support/patterns.js';
 import { pageOf } from './pages.js';
