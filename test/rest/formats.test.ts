@@ -10,7 +10,7 @@ import { mustRun, run, spawnCli, startQemu } from '../support/processes.js';
 import { qemuIo } from '../support/qemu-io.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
-import { allocate } from './disks.js';
+import { allocate, LEAKS } from './disks.js';
 import { daemonsIn, expectNothingLeft, withDaemon } from './helpers.js';
 
 const runnable = withDaemon && requires({ tools: ['filefrag'] });
@@ -28,10 +28,12 @@ interface Format {
   checks: boolean;
   /** Whether a QEMU that is killed may leave an image that QEMU does not write to any more (7.2). */
   frail?: boolean;
+  /** Whether what such a QEMU leaked stays so: no check frees it. */
+  leaks?: boolean;
 }
 
 const FORMATS: Format[] = [
-  { name: 'qed', cluster: 65536, tells: true, checks: true },
+  { name: 'qed', cluster: 65536, tells: true, checks: true, leaks: true },
   { name: 'vmdk', cluster: 65536, tells: true, checks: true },
   { name: 'vdi', cluster: MiB, tells: true, checks: true },
   { name: 'vhdx', options: 'block_size=1M', cluster: MiB, tells: false, checks: true, frail: true },
@@ -50,11 +52,11 @@ async function makeImage({ name, options }: Format): Promise<{ path: string; cop
   return { path, copy };
 }
 
-async function expectSound({ name, checks }: Format, path: string, copy: string): Promise<void> {
+async function expectSound({ name, checks }: Format, path: string, copy: string, sound = [0]): Promise<void> {
   expect(await qemuCompare(path, copy, { formatA: name }), `${path} reads as before`).toBe(true);
   if (!checks) return;
   const { status, stdout, stderr } = await run('qemu-img', ['check', '-f', name, path]);
-  expect(status, stdout + stderr).toBe(0);
+  expect(sound, stdout + stderr).toContain(status);
 }
 
 /** Bytes of a range that QEMU's map finds no storage for. */
@@ -140,6 +142,7 @@ describe.runIf(runnable).each(FORMATS)('$name', (format) => {
 
   it('survives kill -9 at any moment, of thicken and of the daemon', { timeout: kills * 60_000 }, async () => {
     const next = random(name.charCodeAt(0));
+    const sound = format.leaks ? [0, LEAKS] : [0];
     for (let i = 0; i < kills * 2; i++) {
       const { path, copy } = await makeImage(format);
       const args = ['allocate', path, '--format', name, '--preallocation', 'full'];
@@ -152,10 +155,10 @@ describe.runIf(runnable).each(FORMATS)('$name', (format) => {
       await expectNothingLeft();
       // QEMU replays what its own logs hold, or frees what leaked, when it opens the image for writing.
       if (format.checks) await run('qemu-img', ['check', '-q', '-r', 'all', '-f', name, path]);
-      await expectSound(format, path, copy);
+      await expectSound(format, path, copy, sound);
       if (format.frail && i % 2 === 1 && (await isStuck(path, name))) continue;
       expect(await allocate(path, '--format', name, '--preallocation', 'full')).toMatchObject({ verified: tells ? true : null });
-      await expectSound(format, path, copy);
+      await expectSound(format, path, copy, sound);
       expect(await missing(path, 'full')).toEqual([]);
     }
   });
