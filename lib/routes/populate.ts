@@ -11,8 +11,6 @@ import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 import { zeroParts } from './zero-parts.js';
 
 const MIB = 2 ** 20;
-/** Bytes of one CACHE at rest. */
-const PIECE = Number(process.env['PIECE'] ?? 1) * MIB;
 
 /** What `qemu:allocation-depth` says of what the image itself has. */
 const OWN_DEPTH = 1;
@@ -61,16 +59,12 @@ class PopulateSession implements RouteSession {
     return length;
   }
 
-  /**
-   * As much at a time as QEMU takes, which is what the server of a layer below takes. Zeros that no map
-   * tells of stay zeros where all of a request is zeros.
-   */
+  /** As much at a time as QEMU takes, which is no more than the server of a layer below does. */
   private async copy({ offset, length }: ByteRange): Promise<void> {
-    const { nbd, granularity, keepsZeros } = this.context;
+    const { nbd, granularity } = this.context;
     const { maximum } = nbd.blockSize;
-    const most = keepsZeros ? Math.max(PIECE, granularity) : Infinity;
     const isWhole = granularity <= maximum;
-    const pieces = [...piecesOf([offset, length], isWhole ? Math.min(most, maximum) : granularity, granularity)];
+    const pieces = [...piecesOf([offset, length], isWhole ? maximum : granularity, granularity)];
     await allEnded(pieces.map((piece) => (isWhole ? nbd.cache(piece.offset, piece.length) : this.copyCluster(piece))));
   }
 
