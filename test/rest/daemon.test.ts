@@ -241,6 +241,8 @@ describe.runIf(withDaemon && requires({ root: true, tools: ['unshare'] }))('a th
   if (inFirst) {
     it('that has ended with all in it leaves what the next run removes', async () => {
       const { holding, folder } = await startHolder(APART);
+      // They could see their user go, and tidy up, in the moment before they are ended with all.
+      for (const { pid } of processesWith(folder)) process.kill(pid, 'SIGSTOP');
       holding.kill('SIGKILL');
       await waitFor('all in it to end', () => [folder, holder].every((text) => processesWith(text).length === 0));
       expect(readdirSync(folder).length).toBeGreaterThan(0);
