@@ -27,8 +27,8 @@ export function withPartial(reason: unknown, partial: Work): unknown {
   return new ThickenError(reason.code, reason.message, { ...reason, cause: { partial, cause: reason } });
 }
 
-/** What was done in spite of a failure. */
+/** What was done in spite of a failure. Calls that read have partial results too, and those are no work. */
 export function partialOf(error: unknown): Work {
-  const cause = (error as { cause?: { partial?: Work } }).cause;
-  return cause?.partial ?? NO_WORK;
+  const partial = (error as { cause?: { partial?: Partial<Work> } }).cause?.partial;
+  return typeof partial?.allocated === 'number' ? { ...NO_WORK, ...partial } : NO_WORK;
 }
