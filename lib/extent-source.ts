@@ -7,13 +7,9 @@ import { ABSENT, UNALLOCATED, UNKNOWN, type ExtentPage } from './extent.js';
 import { EXTENT_METHODS, native, SYNC_DATA, type CancelFlag, type ExtentMethod } from './native.js';
 import { readFilesystem, type Filesystem } from './filesystem.js';
 import { widen } from './range.js';
-import { readAhead } from './read-ahead.js';
+import { PAGES_AHEAD, readAhead } from './read-ahead.js';
 import type { ByteRange } from './types.js';
 import { deviceName } from './users.js';
-
-/** Pages read at a time: as many as the addon has threads. On two processors four took 0.93 of the
- * time of two. */
-const LANES = 4;
 
 /** Large enough that the hop to the native thread does not count, small enough to stay in cache. */
 const PAGE_EXTENTS = 4096;
@@ -49,7 +45,7 @@ export class FileExtents implements ExtentSource {
   }
 
   pages(range: ByteRange, cancel?: CancelFlag) {
-    return readAhead(range, LANES, (offset, end) => this.read(offset, end, cancel));
+    return readAhead(range, PAGES_AHEAD, (offset, end) => this.read(offset, end, cancel));
   }
 
   private async read(offset: number, end: number, cancel?: CancelFlag) {

@@ -10,24 +10,29 @@ export type ReadPage = ExtentPage & { next: number };
 export type Reader = (offset: number, end: number) => Promise<ReadPage>;
 
 interface Piece {
+  offset: number;
   end: number;
-  page: Promise<ReadPage>;
+  /** Once it is asked for. */
+  page?: Promise<ReadPage>;
 }
 
 const LEAST_SPAN = 2 ** 20;
 
+/** As many as the addon has threads. On two processors six or eight took 10 MiB more, no less time. */
+export const PAGES_AHEAD = 4;
+
 /**
- * Pages of `range` in order, while up to `lanes` pieces of it are being read: the kernel reads
+ * Pages of `range` in order, while up to `ahead` pieces of it are asked for: the kernel reads
  * extents of one file on several processors at once. How many bytes make a page is learnt from the
  * pages before. The borders of pieces do not show: an extent that lies across one comes whole.
  */
 export async function* readAhead(
   range: ByteRange,
-  lanes: number,
+  ahead: number,
   read: Reader,
 ): AsyncGenerator<ExtentPage, void, undefined> {
   let held: ExtentPage | undefined;
-  for await (const page of piecewise(range, lanes, read)) {
+  for await (const page of piecewise(range, ahead, read)) {
     if (held) {
       held = withoutContinued(held, page);
       if (held.state.length > 0) yield held;
@@ -37,71 +42,76 @@ export async function* readAhead(
   if (held) yield held;
 }
 
-async function* piecewise(range: ByteRange, lanes: number, read: Reader) {
+async function* piecewise(range: ByteRange, ahead: number, read: Reader) {
   if (range.length === 0) return;
   const end = endOf(range);
   const first = await read(range.offset, end);
   if (first.state.length === 0) return;
   yield first;
-  const pieces = new Pieces(first.next, end, first.next - range.offset, read);
+  const pieces = new Pieces(first, range.offset, end, read);
   while (!pieces.done) {
-    pieces.fill(lanes);
+    pieces.fill(ahead);
     const page = await pieces.take();
     if (page.state.length === 0) return;
     yield page;
   }
 }
 
+/** Pieces that bring fewer extents than this can be larger. */
+const SPARSE = 2048;
+
 class Pieces {
+  /** In order and without gaps; what lies behind those being read is one piece. */
   private readonly queue: Piece[] = [];
   private span: number;
 
   constructor(
-    private next: number,
-    private readonly end: number,
-    firstSpan: number,
+    first: ReadPage,
+    start: number,
+    end: number,
     private readonly read: Reader,
   ) {
-    // A little less than a page, so that pieces seldom overflow one.
-    this.span = Math.max(LEAST_SPAN, Math.floor(firstSpan * 0.9));
+    this.span = spanOf(first, start);
+    if (first.next < end) this.queue.push({ offset: first.next, end });
   }
 
   get done(): boolean {
-    return this.queue.length === 0 && this.next >= this.end;
+    return this.queue.length === 0;
   }
 
-  fill(lanes: number): void {
-    while (this.queue.length < lanes && this.next < this.end) {
-      const end = Math.min(this.end, this.next + this.span);
-      this.queue.push({ end, page: this.start(this.next, end) });
-      this.next = end;
+  fill(ahead: number): void {
+    for (let i = 0; i < Math.min(ahead, this.queue.length); i++) {
+      const piece = this.queue[i]!;
+      if (piece.page) continue;
+      const rest = { offset: piece.offset + this.span, end: piece.end };
+      if (rest.offset < rest.end) {
+        this.queue.splice(i + 1, 0, rest);
+        piece.end = rest.offset;
+      }
+      piece.page = this.read(piece.offset, piece.end);
+      // Awaited in its turn, unless the caller leaves the loop before.
+      piece.page.catch(() => undefined);
     }
   }
 
-  /** The next page in order; its piece goes on being read where it was denser than thought. */
+  /** The next page in order; what it leaves of a piece that was denser than thought is the next. */
   async take(): Promise<ReadPage> {
-    const piece = this.queue[0]!;
-    const page = await piece.page;
-    if (page.next < piece.end && page.state.length > 0) {
-      piece.page = this.start(page.next, piece.end);
-      this.span = Math.max(LEAST_SPAN, Math.floor(this.span * 0.75));
-    } else {
-      this.queue.shift();
-      if (page.state.length < SPARSE) this.span *= 2;
+    const { offset, end, page: reading } = this.queue.shift()!;
+    const page = await reading!;
+    if (page.next < end && page.state.length > 0) {
+      this.queue.unshift({ offset: page.next, end });
+      this.span = spanOf(page, offset);
+    } else if (page.state.length < SPARSE && end - offset >= this.span) {
+      this.span *= 2;
     }
-    return page;
-  }
-
-  private start(offset: number, end: number): Promise<ReadPage> {
-    const page = this.read(offset, end);
-    // Awaited in its turn, unless the caller leaves the loop before.
-    page.catch(() => undefined);
     return page;
   }
 }
 
-/** Pieces that bring fewer extents than this can be larger. */
-const SPARSE = 2048;
+/** Bytes that fill a page where extents lie as in this one: a little less, so that few overflow. */
+function spanOf(page: ReadPage, start: number): number {
+  return Math.max(LEAST_SPAN, Math.floor((page.next - start) * 0.9));
+}
 
 /** Gives the last extent of `page` to `following`, where that continues it. */
 function withoutContinued(page: ExtentPage, following: ExtentPage): ExtentPage {

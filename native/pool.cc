@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <algorithm>
 #include <system_error>
 
 #include "signals.h"
@@ -9,6 +10,9 @@ namespace {
 
 // Two to four large writes in flight saturate a disk (measured); more would only queue there.
 constexpr size_t kThreads = 4;
+
+// Two at least: the extents of a file may have to be fetched from its disk.
+size_t processors() { return std::max(2u, std::thread::hardware_concurrency()); }
 
 }  // namespace
 
@@ -22,7 +26,8 @@ void Pool::submit(Napi::Env env, std::unique_ptr<Task> task) {
   if (threads_.empty()) throw Napi::Error::New(env, "no thread could be started");
   if (outstanding_++ == 0) delivery_.Ref(env);
   queue_.push_back(std::move(task));
-  wake_.notify_one();
+  // Otherwise the thread that ends a task takes it: one that is woken in vain costs it a switch.
+  if (firstToStart() != queue_.end()) wake_.notify_one();
 }
 
 void Pool::startThreads() {
@@ -35,30 +40,50 @@ void Pool::startThreads() {
 }
 
 void Pool::work() {
-  while (std::unique_ptr<Task> task = takeNext()) {
+  std::unique_ptr<Task> task = waitForNext();
+  while (task) {
     task->run();
-    finish(std::move(task));
+    std::unique_ptr<Task> next = finish(std::move(task));
+    task = next ? std::move(next) : waitForNext();
   }
+}
+
+std::deque<std::unique_ptr<Task>>::iterator Pool::firstToStart() {
+  static const size_t most = processors();
+  if (computing_ < most) return queue_.begin();
+  return std::find_if(queue_.begin(), queue_.end(), [](const std::unique_ptr<Task>& task) {
+    return task->bound() != Bound::processor;
+  });
 }
 
 std::unique_ptr<Task> Pool::takeNext() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-  if (stopping_) return nullptr;
-  std::unique_ptr<Task> task = std::move(queue_.front());
-  queue_.pop_front();
+  const auto next = firstToStart();
+  if (stopping_ || next == queue_.end()) return nullptr;
+  std::unique_ptr<Task> task = std::move(*next);
+  queue_.erase(next);
   running_.insert(task.get());
+  if (task->bound() == Bound::processor) computing_++;
   return task;
 }
 
-void Pool::finish(std::unique_ptr<Task> task) {
+std::unique_ptr<Task> Pool::waitForNext() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  wake_.wait(lock, [this] { return stopping_ || firstToStart() != queue_.end(); });
+  return takeNext();
+}
+
+std::unique_ptr<Task> Pool::finish(std::unique_ptr<Task> task) {
+  std::unique_ptr<Task> next;
   {
     std::lock_guard<std::mutex> guard(mutex_);
     running_.erase(task.get());
-    if (stopping_) return;
+    if (task->bound() == Bound::processor) computing_--;
+    if (stopping_) return nullptr;
+    next = takeNext();
   }
   Task* delivered = task.release();
   if (delivery_.NonBlockingCall(delivered) != napi_ok) delete delivered;
+  return next;
 }
 
 void Pool::stop() {

@@ -37,8 +37,9 @@ inline Napi::Error errorOf(Napi::Env env, const Status& status) {
 template <typename Result, typename Run, typename ToValue>
 class PromiseTask final : public Task {
  public:
-  PromiseTask(Napi::Env env, std::shared_ptr<CancelFlag> cancel, Run run, ToValue toValue)
-      : Task(std::move(cancel)),
+  PromiseTask(Napi::Env env, std::shared_ptr<CancelFlag> cancel, Bound bound, Run run,
+              ToValue toValue)
+      : Task(std::move(cancel), bound),
         deferred_(Napi::Promise::Deferred::New(env)),
         run_(std::move(run)),
         toValue_(std::move(toValue)) {}
@@ -72,10 +73,11 @@ class PromiseTask final : public Task {
 };
 
 template <typename Result, typename Run, typename ToValue>
-Napi::Promise queue(Napi::Env env, std::shared_ptr<CancelFlag> cancel, Run run, ToValue toValue) {
+Napi::Promise queue(Napi::Env env, std::shared_ptr<CancelFlag> cancel, Run run, ToValue toValue,
+                    Bound bound = Bound::storage) {
   using Concrete = PromiseTask<Result, Run, ToValue>;
   auto task =
-      std::make_unique<Concrete>(env, std::move(cancel), std::move(run), std::move(toValue));
+      std::make_unique<Concrete>(env, std::move(cancel), bound, std::move(run), std::move(toValue));
   Napi::Promise promise = task->promise();
   env.GetInstanceData<AddonData>()->pool.submit(env, std::move(task));
   return promise;

@@ -1,12 +1,10 @@
 /** The two-level map of a qcow2 image: guest extents, and the host's where they are mapped to. */
 import type { ExtentSource } from '../extent-source.js';
 import type { CancelFlag } from '../native.js';
-import { readAhead } from '../read-ahead.js';
+import { PAGES_AHEAD, readAhead } from '../read-ahead.js';
 import type { ByteRange } from '../types.js';
 import { withFiles, type Qcow2Files, type Qcow2Reader } from './tables.js';
 
-/** As many as the addon has threads. */
-const LANES = 4;
 const PAGE_EXTENTS = 4096;
 
 export class Qcow2Extents implements ExtentSource {
@@ -28,7 +26,7 @@ export class Qcow2Extents implements ExtentSource {
   }
 
   pages(range: ByteRange, cancel?: CancelFlag) {
-    return readAhead(range, LANES, (offset, end) => this.page(offset, end, cancel));
+    return readAhead(range, PAGES_AHEAD, (offset, end) => this.page(offset, end, cancel));
   }
 
   /** From `offset` on: to `end`, or as far as some thousand extents reach. */

@@ -22,7 +22,7 @@ Napi::Value jsReadExtents(const Napi::CallbackInfo& info) {
       [=](ExtentPage* page, const CancelFlag& cancel) {
         return readExtents(fd, method, wanted.range, wanted.most, cancel, page);
       },
-      pageValue);
+      pageValue, Bound::processor);
 }
 
 }  // namespace

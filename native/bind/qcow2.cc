@@ -105,7 +105,7 @@ Napi::Value jsReadQcow2(const Napi::CallbackInfo& info) {
             qcow2::readJoined(*image, files, wanted.range, wanted.most, cancel, &joined->page);
         return statusOf(joined->outcome);
       },
-      joinedValue);
+      joinedValue, Bound::processor);
 }
 
 struct Preallocated {

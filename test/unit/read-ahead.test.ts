@@ -93,6 +93,35 @@ describe('readAhead', () => {
     expect(most).toBe(3);
   });
 
+  test('reads several at a time again where a dense part follows a sparse one', async () => {
+    const [block, most] = [4096, 4096];
+    const hole = { from: 64 * MIB, to: 4096 * MIB };
+    const end = hole.to + 512 * MIB;
+    const extentFrom = (offset: number) =>
+      offset >= hole.from && offset < hole.to
+        ? { offset, length: hole.to - offset, state: 0 }
+        : { offset, length: block, state: 1 + ((offset / block) % 2) };
+    let [inTurn, reads] = [0, 0];
+    const read = async (offset: number, to: number) => {
+      reads++;
+      const turn = inTurn + 1;
+      await new Promise((resolve) => setImmediate(resolve));
+      inTurn = Math.max(inTurn, turn);
+      const extents: Piece[] = [];
+      for (let at = offset; at < to && extents.length < most; at += extents.at(-1)!.length) {
+        const extent = extentFrom(at);
+        extents.push({ ...extent, length: Math.min(extent.length, to - at) });
+      }
+      const last = extents.at(-1)!;
+      return pageOf(extents, last.offset + last.length);
+    };
+    let extents = 0;
+    for await (const page of readAhead({ offset: 0, length: end }, 4, read)) extents += page.state.length;
+    expect(extents).toBe((hole.from + end - hole.to) / block + 1);
+    expect(reads).toBeLessThan(70);
+    expect(inTurn).toBeLessThan(reads / 3);
+  });
+
   test('ends where a cancelled read brings nothing', async () => {
     const pieces = [{ offset: 0, length: MIB, state: 0 }, { offset: MIB, length: MIB, state: 2 }];
     let reads = 0;
