@@ -17,7 +17,7 @@ import {
   overlayNode,
 } from './lib/overlay.mjs';
 import { measure } from './lib/report.mjs';
-import { withFilesystem } from './lib/storage.mjs';
+import { MEMORY, withFilesystem } from './lib/storage.mjs';
 import { median } from './lib/trials.mjs';
 
 const MiB = 2 ** 20;
@@ -25,7 +25,7 @@ const GiB = 2 ** 30;
 const node = process.execPath;
 
 /** A disk that others use too has pauses of its own, longer than any that is measured here. */
-const STORAGES = { disk: undefined, memory: '/dev/shm' };
+const STORAGES = { disk: undefined, memory: MEMORY };
 
 const parts = { populate, slow, guest, gaps };
 
@@ -72,7 +72,7 @@ async function populate() {
         })),
         notes: notes(setting),
       }),
-    '/dev/shm',
+    MEMORY,
   );
 }
 

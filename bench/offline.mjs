@@ -6,7 +6,7 @@ import { startNbdkit } from './lib/daemons.mjs';
 import { isWanted, options } from './lib/options.mjs';
 import { bareCopy, makeOverlay, makeTemplate, mustBePopulated } from './lib/overlay.mjs';
 import { measure } from './lib/report.mjs';
-import { withFilesystem } from './lib/storage.mjs';
+import { MEMORY, withFilesystem } from './lib/storage.mjs';
 
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
@@ -48,7 +48,7 @@ async function copy() {
       limits: [...atRest, limit('block-stream', 1 / 1.3)],
       notes,
     });
-  if (freeOf('/dev/shm') > roomFor(size)) await withTemplate(size, inMemory, '/dev/shm');
+  if (freeOf(MEMORY) > roomFor(size)) await withTemplate(size, inMemory, MEMORY);
   else console.log('offline-copy-memory: left out, since /dev/shm has no room for it');
 }
 

@@ -8,7 +8,7 @@ import { piecesOf, widen } from '../range.js';
 import type { ByteRange } from '../types.js';
 import { withPartial } from './outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
-import { zeroParts } from './zero-parts.js';
+import { ZeroParts } from './zero-parts.js';
 
 const MIB = 2 ** 20;
 
@@ -24,7 +24,7 @@ export interface GuestContext extends RouteRequest {
   nbd: NbdClient;
   /** Bytes of a cluster. */
   granularity: number;
-  /** Whether zeros are told from content by a look before each copy: beside a guest that is not done. */
+  /** Whether zeros are told from content by a look before the copy: beside a guest that is not done. */
   keepsZeros?: boolean;
 }
 
@@ -33,7 +33,12 @@ export interface GuestContext extends RouteRequest {
  * guest's writes; no data crosses the socket. A READ instead would pass over zeros (QEMU 7.2).
  */
 class PopulateSession implements RouteSession {
-  constructor(private readonly context: GuestContext) {}
+  private readonly zeroParts: ZeroParts | null;
+
+  constructor(private readonly context: GuestContext) {
+    const { nbd, granularity, keepsZeros } = context;
+    this.zeroParts = keepsZeros ? new ZeroParts(nbd, granularity) : null;
+  }
 
   async run(ranges: Float64Array, _cancel: CancelFlag): Promise<Work> {
     const requests: Promise<number>[] = [];
@@ -52,9 +57,9 @@ class PopulateSession implements RouteSession {
    * state, ended QEMU by an assertion (7.2, bdrv_co_do_copy_on_readv).
    */
   private async cache(offset: number, length: number): Promise<number> {
-    const { nbd, granularity, keepsZeros } = this.context;
+    const { nbd, granularity } = this.context;
     const whole = widen({ offset, length }, granularity, nbd.size);
-    const parts = keepsZeros ? await zeroParts(nbd, whole, granularity) : [whole];
+    const parts = this.zeroParts ? await this.zeroParts.partsOf(whole) : [whole];
     await allEnded(parts.map((part) => this.copy(part)));
     return length;
   }
