@@ -9,6 +9,8 @@ const LIMITED_SECONDS = 0.05;
 export interface ChunkBounds {
   bytes: number;
   ranges: number;
+  /** Bytes: where a chunk ends within a range, it ends at a multiple of this if it can. */
+  cut?: number;
 }
 
 /** How large chunks are, and how many may be in flight. */
@@ -19,8 +21,8 @@ export interface Pace {
   bounds(speed: number, iops: number): ChunkBounds;
   /** Whether one more chunk may start beside those in flight. */
   admits(chunks: number, bytes: number): boolean;
-  /** A chunk took so long, with so many in flight, itself among them. */
-  note(milliseconds: number, chunks: number): void;
+  /** A chunk of so many bytes took so long, with so many in flight, itself among them. */
+  note(milliseconds: number, chunks: number, bytes: number): void;
 }
 
 export interface PaceOptions {
@@ -28,13 +30,13 @@ export interface PaceOptions {
   chunk: ChunkBounds;
   most: ChunkBounds;
   depth: number;
-  adapts: 'size' | 'window' | 'no';
+  adapts: 'size' | 'window' | 'wait' | 'no';
 }
 
 export function paceFor(options: PaceOptions, granularity: number): Pace {
-  return options.adapts === 'window'
-    ? new WindowPace(options, granularity)
-    : new SizePace(options, granularity);
+  if (options.adapts === 'window') return new WindowPace(options, granularity);
+  if (options.adapts === 'wait') return new WaitPace(options, granularity);
+  return new SizePace(options, granularity);
 }
 
 function limited(bytes: number, ranges: number, unit: number, speed: number, iops: number): ChunkBounds {
@@ -149,6 +151,42 @@ class WindowPace implements Pace {
     const usual = Math.min(USUAL_CHUNK, this.window / CHUNKS_IN_WINDOW);
     const bytes = Math.min(most.bytes, Math.max(usual, this.window / depth));
     return limited(bytes, most.ranges, this.granularity, speed, iops);
+  }
+}
+
+/** What is in flight takes no longer than this: a cancel waits for it. */
+const WAIT_MS = 1000;
+
+/**
+ * Chunks of a size that storage gets through in a second, beside as many as may be in flight; the largest
+ * where it is fast. They are powers of two of a part of that, and end at multiples of themselves.
+ */
+class WaitPace implements Pace {
+  readonly rests = false;
+  private bytes: number;
+
+  constructor(
+    private readonly options: PaceOptions,
+    private readonly granularity: number,
+  ) {
+    this.bytes = options.chunk.bytes;
+  }
+
+  admits(chunks: number): boolean {
+    return chunks < this.options.depth;
+  }
+
+  note(milliseconds: number, _chunks: number, bytes: number): void {
+    const right = (bytes * WAIT_MS) / Math.max(1, milliseconds);
+    const grown = Math.max(this.bytes, 2 * bytes);
+    this.bytes = Math.min(this.options.most.bytes, Math.max(this.granularity, Math.min(right, grown)));
+  }
+
+  bounds(speed: number, iops: number): ChunkBounds {
+    const { most } = this.options;
+    const halvings = Math.ceil(Math.log2(most.bytes / this.bytes));
+    const bounds = limited(most.bytes / 2 ** halvings, most.ranges, this.granularity, speed, iops);
+    return { ...bounds, cut: bounds.bytes };
   }
 }
 

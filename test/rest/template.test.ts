@@ -1,6 +1,7 @@
 /** A disk made of a template on a server, until it needs the server no more. */
 import { statSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import { open, type ThickenError } from '../../lib/index.js';
 import { startGuest } from '../support/guest.js';
 import { makeTemplate } from '../support/guest-content.js';
 import { mustRun } from '../support/processes.js';
@@ -79,6 +80,31 @@ describe.runIf(withDaemon && requires({ tools: ['nbdkit'] }))('a server that tak
     const refused = await cliJson<Refusal>(words);
     expect(refused).toMatchObject({ status: 1, document: { error: { code: 'UNSUPPORTED' } } });
     await expectSame(path, 'qcow2', before, [template]);
+    await server.process.dispose();
+  });
+});
+
+describe.runIf(withDaemon && requires({ tools: ['nbdkit'] }))('a cancel of a copy from a slow template', () => {
+  it('waits for a small part of what is left', async () => {
+    const template = scratchPath('template.raw');
+    await mustRun('qemu-img', ['create', '-q', '-f', 'raw', template, String(SIZE)]);
+    await qemuIo(template, 'raw', `write -q -P 5 0 ${SIZE}`);
+    // 4 MB a second, which nbdkit wants in bits; no burst worth the name.
+    const server = await serveFile(template, ['rate'], ['rate=32M', 'burstiness=0.05']);
+    const path = await makeOverlay({ name: server.uri, format: 'raw' });
+    const image = await open(path, { format: 'qcow2' });
+    const job = image.allocate({ preallocation: 'metadata' });
+    let told = 0;
+    job.on('progress', ({ position }) => {
+      if (position < 6 * MiB) return;
+      told ||= position;
+      job.cancel();
+    });
+    const error = await job.result.catch((reason: unknown) => reason);
+    expect(error).toMatchObject({ code: 'CANCELLED' });
+    // What is under way at 4 MB a second.
+    expect((error as ThickenError).done!.allocated - told).toBeLessThan(8 * MiB);
+    await image.close();
     await server.process.dispose();
   });
 });
