@@ -5,6 +5,7 @@ import { promisify } from 'node:util';
 import { Descriptor, READ_ONLY } from './descriptor.js';
 import { errors, type ThickenError } from './errors.js';
 import { native, type Work } from './native.js';
+import { partialOf, plus, withPartial } from './outcomes.js';
 import { deviceName, usersOfDevice, usersOfFile, type Users } from './users.js';
 
 const statOf = promisify(fstat);
@@ -130,7 +131,7 @@ const MOST_VAIN_ROUNDS = 100;
 /**
  * Does all of `ranges`, though an open of the image may stop the work on the way: then `prove` must
  * show again that nobody else writes, and the rest follows. Throws IN_USE where opens come so fast
- * that nothing gets done.
+ * that nothing gets done; what the rounds before a failure did is its cause's `partial`.
  */
 export async function workUndisturbed(
   path: string,
@@ -138,23 +139,21 @@ export async function workUndisturbed(
   work: (ranges: Float64Array) => Promise<Work>,
   prove: () => Promise<void>,
 ): Promise<Work> {
+  let total = await work(ranges);
   let rest = ranges;
-  let total = await work(rest);
   let vain = 0;
-  for (let last = total; last.disturbed && !last.cancelled;) {
-    const done = last.allocated + last.skipped;
-    vain = done > 0 ? 0 : vain + 1;
-    if (vain > MOST_VAIN_ROUNDS) throw errors.openedOverAndOver(path);
-    await prove();
-    rest = withoutFirst(rest, done);
-    last = await work(rest);
-    total = {
-      allocated: total.allocated + last.allocated,
-      skipped: total.skipped + last.skipped,
-      requests: total.requests + last.requests,
-      cancelled: last.cancelled,
-      disturbed: last.disturbed,
-    };
+  try {
+    for (let last = total; last.disturbed && !last.cancelled;) {
+      const done = last.allocated + last.skipped;
+      vain = done > 0 ? 0 : vain + 1;
+      if (vain > MOST_VAIN_ROUNDS) throw errors.openedOverAndOver(path);
+      await prove();
+      rest = withoutFirst(rest, done);
+      last = await work(rest);
+      total = plus(total, last);
+    }
+  } catch (error) {
+    throw withPartial(error, plus(total, partialOf(error)));
   }
   return total;
 }

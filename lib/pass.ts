@@ -6,7 +6,7 @@ import { paceFor, type ChunkBounds, type Pace } from './pace.js';
 import type { ExtentPage } from './extent.js';
 import { clip, roundDown } from './range.js';
 import { bytesOf, RangeQueue } from './range-queue.js';
-import { partialOf } from './routes/outcomes.js';
+import { partialOf } from './outcomes.js';
 import type { Route, RouteSession, WholeControl } from './routes/route.js';
 import type { Room } from './space.js';
 import { systemClock, type Throttle } from './throttle.js';

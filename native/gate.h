@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -48,7 +49,8 @@ class OpenGate {
   /// Whether opens wait for writes in flight.
   bool holdsOpens() const { return fanotify_ >= 0; }
   /// Whether own opens are told from foreign ones. If not, a foreign one that comes within the
-  /// system call of an own one may go unseen.
+  /// system call of an own one may go unseen: settle() says no after one that took long, unless
+  /// all do.
   bool knowsOpeners() const { return holdsOpens() || notices_->knowOpeners(); }
 
  private:
@@ -58,7 +60,8 @@ class OpenGate {
   void admit(int eventFd, bool own);
   void readNotices();
   Status openOnce(const char* path, int flags, int* opened);
-  void countOwn(uint64_t opens);
+  void countOwn(uint64_t opens, std::chrono::steady_clock::time_point begin);
+  bool mayHideOne(std::chrono::steady_clock::time_point begin);
 
   int fanotify_ = -1;
   int stop_ = -1;
@@ -72,6 +75,7 @@ class OpenGate {
   uint64_t expected_ = 0;
   uint64_t foreign_ = 0;
   uint64_t inside_ = 0;
+  unsigned slowOpens_ = 0;
   std::unordered_set<int> opened_;
 };
 

@@ -10,7 +10,7 @@ import {
   type Work,
 } from '../native.js';
 import { endOf } from '../range.js';
-import { withPartial } from '../routes/outcomes.js';
+import { withPartial } from '../outcomes.js';
 import type { AllocationRequest, ByteRange } from '../types.js';
 import { throwIfRefused } from './errors.js';
 import { Qcow2Hold } from './hold.js';

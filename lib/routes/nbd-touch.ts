@@ -2,7 +2,7 @@ import { NO_WORK, type Work } from '../native.js';
 import { diskErrors } from '../qemu/errors.js';
 import { widen } from '../range.js';
 import type { ByteRange } from '../types.js';
-import { allOf } from './outcomes.js';
+import { allOf } from '../outcomes.js';
 import { flush, type GuestContext } from './populate.js';
 import type { Mechanism, RouteSession } from './route.js';
 

@@ -3,7 +3,7 @@ import { NO_WORK, type Work } from '../native.js';
 import type { NbdClient } from '../nbd/client.js';
 import { piecesOf } from '../range.js';
 import type { ByteRange } from '../types.js';
-import { allOf } from './outcomes.js';
+import { allOf } from '../outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 
 const MIB = 2 ** 20;

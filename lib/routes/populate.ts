@@ -6,7 +6,7 @@ import { explainLoss } from '../qemu/node-export.js';
 import type { QmpClient } from '../qmp/client.js';
 import { piecesOf, widen } from '../range.js';
 import type { ByteRange } from '../types.js';
-import { withPartial } from './outcomes.js';
+import { withPartial } from '../outcomes.js';
 import type { Mechanism, RouteRequest, RouteSession } from './route.js';
 import { ZeroParts } from './zero-parts.js';
 

@@ -5,7 +5,7 @@ import { Qcow2Allocation } from '../qcow2/allocation.js';
 import { HostFill } from '../qcow2/host-fill.js';
 import type { Qcow2Files } from '../qcow2/tables.js';
 import type { ByteRange } from '../types.js';
-import { partialOf, withPartial } from './outcomes.js';
+import { partialOf, withPartial } from '../outcomes.js';
 import type { Cut, Route, RouteRequest, RouteSession } from './route.js';
 import { ZERO_CHUNK } from './zero-writer.js';
 

@@ -112,6 +112,14 @@ describe.runIf(runnable).each(POWERS)('by $name', (power) => {
     (delay) => expectFound(power, delay),
   );
 
+  // The gate’s opens end late: whoever comes then is merged with them where inotify is all that there is.
+  it('who opens the file while thicken’s own opens are under way is found', async () => {
+    const ways = Array.from({ length: 64 }, (_, fd) => ['-P', `/proc/self/fd/${fd}`]).flat();
+    const slowly = ['strace', '-f', '-qq', '-o', '/dev/null', ...ways, '-e', 'inject=openat:delay_exit=300000'];
+    const [first, ...rest] = [...slowly, ...power.by] as [string, ...string[]];
+    await expectFound({ ...power, by: [first, ...rest] }, 150_000);
+  });
+
   // 40 ms each: the last lock, four probes, the lease’s signal and the lease; its end is the moment.
   it('who opens the file between the lease and thicken’s own opens is found', async () => {
     const slowly = ['strace', '-f', '-qq', '-o', '/dev/null', '-e', 'trace=fcntl', '-e', 'inject=fcntl:delay_exit=40000'];

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { NO_WORK } from '../../lib/native.js';
-import { partialOf } from '../../lib/routes/outcomes.js';
+import { partialOf } from '../../lib/outcomes.js';
 
 describe('what was done in spite of a failure', () => {
   it('is the work that the error tells of', () => {

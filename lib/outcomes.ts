@@ -1,6 +1,6 @@
-/** The work of a chunk whose requests are under way together. */
-import { ThickenError } from '../errors.js';
-import { NO_WORK, type Work } from '../native.js';
+/** What was done by work of several parts, some of which may have failed. */
+import { ThickenError } from './errors.js';
+import { NO_WORK, type Work } from './native.js';
 
 /**
  * The sum of all, when none is under way any more. Rejects with the first failure; what was done in
@@ -9,16 +9,23 @@ import { NO_WORK, type Work } from '../native.js';
  */
 export async function allOf(requests: readonly Promise<Work>[]): Promise<Work> {
   const outcomes = await Promise.allSettled(requests);
-  const done = { ...NO_WORK };
+  let done = NO_WORK;
   for (const outcome of outcomes) {
-    if (outcome.status === 'rejected') continue;
-    done.allocated += outcome.value.allocated;
-    done.skipped += outcome.value.skipped;
-    done.requests += outcome.value.requests;
+    if (outcome.status === 'fulfilled') done = plus(outcome.value, done);
   }
   const failed = outcomes.find((outcome) => outcome.status === 'rejected');
   if (failed) throw withPartial(failed.reason, done);
   return done;
+}
+
+/** Both, and how the second ended. */
+export function plus(first: Work, second: Work): Work {
+  return {
+    ...second,
+    allocated: first.allocated + second.allocated,
+    skipped: first.skipped + second.skipped,
+    requests: first.requests + second.requests,
+  };
 }
 
 /** `reason` again, as an error of its own. */
