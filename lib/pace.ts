@@ -9,8 +9,6 @@ const LIMITED_SECONDS = 0.05;
 export interface ChunkBounds {
   bytes: number;
   ranges: number;
-  /** Bytes: where a chunk ends within a range, it ends at a multiple of this if it can. */
-  cut?: number;
 }
 
 /** How large chunks are, and how many may be in flight. */
@@ -21,8 +19,8 @@ export interface Pace {
   bounds(speed: number, iops: number): ChunkBounds;
   /** Whether one more chunk may start beside those in flight. */
   admits(chunks: number, bytes: number): boolean;
-  /** A chunk of so many bytes took so long, with so many in flight, itself among them. */
-  note(milliseconds: number, chunks: number, bytes: number): void;
+  /** A chunk took so long, with so many in flight, itself among them. */
+  note(milliseconds: number, chunks: number): void;
 }
 
 export interface PaceOptions {
@@ -30,12 +28,12 @@ export interface PaceOptions {
   chunk: ChunkBounds;
   most: ChunkBounds;
   depth: number;
-  adapts: 'size' | 'window' | 'wait' | 'no';
+  adapts: 'size' | 'window' | 'depth' | 'no';
 }
 
 export function paceFor(options: PaceOptions, granularity: number): Pace {
   if (options.adapts === 'window') return new WindowPace(options, granularity);
-  if (options.adapts === 'wait') return new WaitPace(options, granularity);
+  if (options.adapts === 'depth') return new DepthPace(options, granularity);
   return new SizePace(options, granularity);
 }
 
@@ -154,39 +152,37 @@ class WindowPace implements Pace {
   }
 }
 
-/** What is in flight takes no longer than this: a cancel waits for it. */
+/** What is in flight takes no longer, as far as fewer chunks make it shorter: a cancel waits for it. */
 const WAIT_MS = 1000;
+/** Storage with latency is kept busy by two at least. */
+const LEAST_DEPTH = 2;
 
 /**
- * Chunks of a size that storage gets through in a second, beside as many as may be in flight; the largest
- * where it is fast. They are powers of two of a part of that, and end at multiples of themselves.
+ * As many chunks of one size as storage gets through in a second, and two. Smaller ones would not be faster
+ * where each request takes its time, whatever its size (a server that answers one at a time).
  */
-class WaitPace implements Pace {
+class DepthPace implements Pace {
   readonly rests = false;
-  private bytes: number;
+  private depth = LEAST_DEPTH;
 
   constructor(
     private readonly options: PaceOptions,
     private readonly granularity: number,
-  ) {
-    this.bytes = options.chunk.bytes;
-  }
+  ) {}
 
   admits(chunks: number): boolean {
-    return chunks < this.options.depth;
+    return chunks < this.depth;
   }
 
-  note(milliseconds: number, _chunks: number, bytes: number): void {
-    const right = (bytes * WAIT_MS) / Math.max(1, milliseconds);
-    const grown = Math.max(this.bytes, 2 * bytes);
-    this.bytes = Math.min(this.options.most.bytes, Math.max(this.granularity, Math.min(right, grown)));
+  note(milliseconds: number, chunks: number): void {
+    const fewer = Math.floor((chunks * WAIT_MS) / Math.max(1, milliseconds));
+    this.depth = milliseconds <= WAIT_MS ? this.depth + 1 : Math.min(this.depth, Math.max(LEAST_DEPTH, fewer));
+    this.depth = Math.min(this.options.depth, this.depth);
   }
 
   bounds(speed: number, iops: number): ChunkBounds {
-    const { most } = this.options;
-    const halvings = Math.ceil(Math.log2(most.bytes / this.bytes));
-    const bounds = limited(most.bytes / 2 ** halvings, most.ranges, this.granularity, speed, iops);
-    return { ...bounds, cut: bounds.bytes };
+    const { bytes, ranges } = this.options.chunk;
+    return limited(bytes, ranges, this.granularity, speed, iops);
   }
 }
 

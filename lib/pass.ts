@@ -181,7 +181,7 @@ class Chunks {
         this.bytesInFlight -= bytes;
         this.inFlight.delete(settled);
         const elapsed = systemClock.now() - began;
-        this.pace.note(elapsed, this.inFlight.size + 1, bytes);
+        this.pace.note(elapsed, this.inFlight.size + 1);
         this.complete(work);
         return elapsed;
       });

@@ -1,12 +1,8 @@
-import { roundDown } from './range.js';
-
 /** Of a chunk. */
 export interface Most {
   bytes: number;
   /** Number of ranges. */
   ranges: number;
-  /** Bytes: a range that does not go as a whole is cut at a multiple of this, where it has one. */
-  cut?: number;
 }
 
 /**
@@ -40,14 +36,13 @@ export class RangeQueue {
   }
 
   /** At most so much. */
-  take({ bytes, ranges, cut = 1 }: Most): Float64Array {
+  take({ bytes, ranges }: Most): Float64Array {
     const { waiting } = this;
     const most = Math.min(waiting.length, 2 * ranges);
     let end = 0;
     let left = bytes;
     for (; end < most && waiting[end + 1]! <= left; end += 2) left -= waiting[end + 1]!;
     const begun = end < most && left > 0;
-    if (begun) left = shortened(waiting[end]!, left, cut);
     const taken = waiting.slice(0, begun ? end + 2 : end);
     this.waiting = waiting.subarray(end);
     if (begun) {
@@ -58,11 +53,6 @@ export class RangeQueue {
     this.total -= bytesOf(taken);
     return taken;
   }
-}
-
-function shortened(offset: number, length: number, cut: number): number {
-  const shorter = roundDown(offset + length, cut) - offset;
-  return shorter > 0 ? shorter : length;
 }
 
 /** Of ranges as offset, length, …. */

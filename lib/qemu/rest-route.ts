@@ -12,13 +12,13 @@ const MIB = 2 ** 20;
  * Only a cancel waits for a chunk: what counts is that the storage always has enough to do. Zeros that no
  * map tells of stay zeros in a chunk of nothing else: larger ones find fewer, and smaller ones take longer
  * (a MiB: 1.2 times as long with storage in memory). Over a template at 2 MB/s, a cancel waited 15 s for
- * what was in flight before chunks shrank.
+ * eight of them.
  */
 const CUT: Pick<Cut, 'chunk' | 'most' | 'depth' | 'adapts'> = {
-  chunk: { bytes: MIB / 4, ranges: 64 },
+  chunk: { bytes: 4 * MIB, ranges: 64 },
   most: { bytes: 4 * MIB, ranges: 64 },
   depth: 8,
-  adapts: 'wait',
+  adapts: 'depth',
 };
 
 export interface RestContext extends RouteRequest {

@@ -39,10 +39,11 @@ export interface Cut {
   /** Chunks in flight. */
   readonly depth: number;
   /**
-   * What adapts to the time that chunks take: their size (`wait`: of those that a cancel alone waits
-   * for), the bytes in flight (`window`: chunks that are waited for beside each other), or nothing.
+   * What adapts to the time that chunks take: their size, the bytes in flight (`window`: chunks that a
+   * guest waits for beside each other), their number in flight (`depth`: chunks that a cancel waits for),
+   * or nothing.
    */
-  readonly adapts: 'size' | 'window' | 'wait' | 'no';
+  readonly adapts: 'size' | 'window' | 'depth' | 'no';
 }
 
 /** A mechanism, for a kind of image that `Context` tells of. */

@@ -8,8 +8,8 @@ import { repository } from '../support/processes.js';
 const LAYERS = [
   ['types', 'mapped'],
   ['errors'],
-  ['range', 'range-list', 'units', 'extent'],
-  ['range-queue', 'align', 'read-ahead', 'extent-iterator', 'page-builder', 'secret'],
+  ['range', 'range-list', 'range-queue', 'units', 'extent'],
+  ['align', 'read-ahead', 'extent-iterator', 'page-builder', 'secret'],
   ['nbd/abort-groups', 'nbd/errors', 'nbd/protocol', 'nbd/queue'],
   ['nbd/uri', 'nbd/inbox', 'nbd/replies'],
   ['nbd/transport', 'nbd/reply-parser', 'nbd/status-join'],

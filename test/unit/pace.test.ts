@@ -10,7 +10,7 @@ const LONG = 500;
 
 function after(...times: number[]) {
   const size = paceFor(bySize, 4096);
-  for (const milliseconds of times) size.note(milliseconds, 1, 0);
+  for (const milliseconds of times) size.note(milliseconds, 1);
   return size.bounds(Infinity, Infinity);
 }
 
@@ -25,7 +25,7 @@ describe('chunks that adapt in size', () => {
     fc.assert(
       fc.property(times, limit, limit, fc.constantFrom(512, 4096, 65_536), (noted, speed, iops, unit) => {
         const size = paceFor(bySize, unit);
-        for (const time of noted) size.note(time, 1, 0);
+        for (const time of noted) size.note(time, 1);
         const { bytes, ranges } = size.bounds(speed, iops);
         expect(bytes % unit).toBe(0);
         expect(bytes).toBeGreaterThanOrEqual(unit);
@@ -66,10 +66,10 @@ describe('chunks that adapt in size', () => {
         const chunk = { bytes: 2 ** 22, ranges: 64 };
         const size = paceFor({ ...bySize, chunk, most: { bytes: 2 ** 36, ranges: 65_536 } }, 4096);
         const take = () => size.bounds(Infinity, Infinity).bytes * millisecondsByte;
-        for (let i = 0; i < 40; i++) size.note(take(), 1, 0);
+        for (let i = 0; i < 40; i++) size.note(take(), 1);
         for (let i = 0; i < 20; i++) {
           expect(take()).toBeLessThanOrEqual(100);
-          size.note(take(), 1, 0);
+          size.note(take(), 1);
         }
       }),
     );
@@ -84,7 +84,7 @@ describe('chunks that adapt in size', () => {
 
   test('leaves the bounds that it was given alone', () => {
     const start = { ...START };
-    paceFor({ ...bySize, chunk: start }, 4096).note(SHORT, 1, 0);
+    paceFor({ ...bySize, chunk: start }, 4096).note(SHORT, 1);
     expect(start).toEqual(START);
   });
 });
@@ -103,7 +103,7 @@ describe('a window of bytes in flight', () => {
       [bytes, chunks] = [0, 0];
       const chunk = pace.bounds(Infinity, Infinity).bytes;
       for (; pace.admits(chunks, bytes); chunks++) bytes += chunk;
-      for (let j = 0; j < chunks; j++) pace.note(Math.max(latency, bytes / rate), chunks, 0);
+      for (let j = 0; j < chunks; j++) pace.note(Math.max(latency, bytes / rate), chunks);
     }
     return { bytes, chunks, milliseconds: Math.max(latency, bytes / rate) };
   }
@@ -146,9 +146,9 @@ describe('a window of bytes in flight', () => {
 
   test('does not take one chunk that was held up for the latency of the storage', () => {
     const pace = paceFor({ ...byWindow, chunk: { bytes: 65_536, ranges: 1 } }, 65_536);
-    pace.note(400, 1, 0);
-    for (let i = 0; i < 100; i++) pace.note(30, 1, 0);
-    for (let i = 0; i < 100; i++) pace.note(200, 4, 0);
+    pace.note(400, 1);
+    for (let i = 0; i < 100; i++) pace.note(30, 1);
+    for (let i = 0; i < 100; i++) pace.note(200, 4);
     expect(pace.bounds(Infinity, Infinity).bytes).toBe(65_536);
   });
 
@@ -163,63 +163,43 @@ describe('a window of bytes in flight', () => {
 
 describe('chunks that a cancel waits for', () => {
   const MIB = 2 ** 20;
-  const byWait = {
-    chunk: { bytes: MIB / 4, ranges: 64 }, most: { bytes: 4 * MIB, ranges: 64 }, depth: 8, adapts: 'wait',
-  } as const;
-  const [least, most] = [65_536, 4 * MIB];
+  const bounds = { bytes: 4 * MIB, ranges: 64 };
+  const byDepth = { chunk: bounds, most: bounds, depth: 8, adapts: 'depth' } as const;
 
-  /** Over a storage of so many bytes a millisecond, and so many milliseconds of latency. */
-  function settled(rate: number, latency: number) {
-    const pace = paceFor(byWait, least);
-    const took = (bytes: number) => latency + (8 * bytes) / rate;
-    for (let i = 0; i < 100; i++) {
-      const { bytes } = pace.bounds(Infinity, Infinity);
-      for (let j = 0; j < 8; j++) pace.note(took(bytes), 8, bytes);
-    }
-    const { bytes } = pace.bounds(Infinity, Infinity);
-    return { bytes, milliseconds: took(bytes) };
+  /** How many are in flight at most after this many chunks, each of which takes what `took` says. */
+  function settled(took: (chunks: number) => number, noted = 200) {
+    const pace = paceFor(byDepth, 65_536);
+    const most = () => [...Array(9).keys()].find((chunks) => !pace.admits(chunks, 0))!;
+    for (let i = 0; i < noted; i++) pace.note(took(most()), most());
+    expect(pace.bounds(Infinity, Infinity)).toEqual(bounds);
+    return most();
   }
 
-  test('settle where those in flight take a second, or are as large or as small as they may be', () => {
+  test('are as many as there may be after some fast ones', () => {
+    expect(settled(() => 1, 0)).toBe(2);
+    expect(settled(() => 1, 6)).toBe(8);
+    expect(settled((chunks) => 100 * chunks)).toBe(8);
+  });
+
+  test('are as many as take a second, and never fewer than two', () => {
+    const each = fc.oneof(fc.double({ min: 0, max: 600, noNaN: true }), fc.double({ min: 0, max: 1e6, noNaN: true }));
     fc.assert(
-      fc.property(fc.double({ min: 10, max: 1e7, noNaN: true }), fc.nat(300), (rate, latency) => {
-        const { bytes, milliseconds } = settled(rate, latency);
-        expect(milliseconds <= 1000 || bytes === least).toBe(true);
-        expect(milliseconds > 400 || bytes === most).toBe(true);
+      fc.property(each, (milliseconds) => {
+        const chunks = settled((inFlight) => inFlight * milliseconds);
+        // One more is tried now and then.
+        expect(chunks <= 3 || (chunks - 1) * milliseconds <= 1000).toBe(true);
+        expect(chunks === 8 || (chunks + 1) * milliseconds > 1000).toBe(true);
       }),
     );
   });
 
-  test('are powers of two of a part of the largest, and cut at multiples of themselves', () => {
-    const taken = fc.tuple(fc.double({ min: 0, max: 1e5, noNaN: true }), fc.integer({ min: 1, max: most }));
-    fc.assert(
-      fc.property(fc.array(taken, { maxLength: 40 }), (noted) => {
-        const pace = paceFor(byWait, least);
-        for (const [time, bytes] of noted) pace.note(time, 8, bytes);
-        const bounds = pace.bounds(Infinity, Infinity);
-        expect(Number.isInteger(Math.log2(most / bounds.bytes))).toBe(true);
-        expect(bounds.bytes).toBeGreaterThanOrEqual(least);
-        expect(bounds.bytes).toBeLessThanOrEqual(most);
-        expect(bounds.cut).toBe(bounds.bytes);
-      }),
-    );
+  test('stay many where storage has latency of less than a second, and nothing but that', () => {
+    for (const latency of [5, 100, 500, 950]) expect(settled(() => latency)).toBe(8);
   });
 
-  test('start small, and double until they are the largest while storage is fast', () => {
-    const pace = paceFor(byWait, least);
-    const sizes = Array.from({ length: 6 }, () => {
-      const { bytes } = pace.bounds(Infinity, Infinity);
-      pace.note(1, 8, bytes);
-      return bytes / MIB;
-    });
-    expect(sizes).toEqual([0.25, 0.5, 1, 2, 4, 4]);
-  });
-
-  test('do not shrink since a range was short', () => {
-    const pace = paceFor(byWait, least);
-    for (let i = 0; i < 10; i++) pace.note(1, 8, 4 * MIB);
-    pace.note(10, 8, least);
-    expect(pace.bounds(Infinity, Infinity).bytes).toBe(most);
+  test('are cut by a limit', () => {
+    expect(paceFor(byDepth, 65_536).bounds(20 * MIB, Infinity)).toEqual({ bytes: MIB, ranges: 64 });
+    expect(paceFor(byDepth, 65_536).bounds(Infinity, 40)).toEqual({ bytes: 4 * MIB, ranges: 2 });
   });
 });
 

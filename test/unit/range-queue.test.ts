@@ -41,16 +41,6 @@ describe('RangeQueue', () => {
     );
   });
 
-  test('cuts a range that goes in part at a multiple, where it has one', () => {
-    const queue = new RangeQueue();
-    queue.add(Float64Array.of(3, 20, 30, 2));
-    expect([...queue.take({ bytes: 8, ranges: 9, cut: 8 })]).toEqual([3, 5]);
-    expect([...queue.take({ bytes: 8, ranges: 9, cut: 8 })]).toEqual([8, 8]);
-    expect([...queue.take({ bytes: 3, ranges: 9, cut: 8 })]).toEqual([16, 3]);
-    expect([...queue.take({ bytes: 8, ranges: 9, cut: 8 })]).toEqual([19, 4, 30, 2]);
-    expect(queue.bytes).toBe(0);
-  });
-
   test('takes again first what was put back', () => {
     fc.assert(
       fc.property(ranges, most, most, (added, first, second) => {
