@@ -36,8 +36,8 @@ class PopulateSession implements RouteSession {
   private readonly zeroParts: ZeroParts | null;
 
   constructor(private readonly context: GuestContext) {
-    const { nbd, granularity, keepsZeros } = context;
-    this.zeroParts = keepsZeros ? new ZeroParts(nbd, granularity) : null;
+    const { nbd, granularity, range, keepsZeros } = context;
+    this.zeroParts = keepsZeros ? new ZeroParts(nbd, granularity, range) : null;
   }
 
   async run(ranges: Float64Array, _cancel: CancelFlag): Promise<Work> {

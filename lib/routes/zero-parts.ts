@@ -24,11 +24,17 @@ const WINDOWS_KEPT = 2;
 export class ZeroParts {
   /** Content by the start of its window, the latest last. */
   private readonly windows = new Map<number, Promise<ByteRange[]>>();
+  /** What lies outside may not even be readable: the run must not fail for it. */
+  private readonly request: ByteRange;
 
   constructor(
     private readonly nbd: StatusSource,
     private readonly cluster: number,
-  ) {}
+    /** All that will be asked for. */
+    range: ByteRange,
+  ) {
+    this.request = widen(range, cluster, nbd.size);
+  }
 
   async partsOf(range: ByteRange): Promise<ByteRange[]> {
     const parts: ByteRange[] = [];
@@ -57,7 +63,7 @@ export class ZeroParts {
   private windowFrom(start: number): Promise<ByteRange[]> {
     const known = this.windows.get(start);
     if (known) return known;
-    const asked = this.ask({ offset: start, length: Math.min(WINDOW, this.nbd.size - start) });
+    const asked = this.ask(clip({ offset: start, length: WINDOW }, this.request));
     this.windows.set(start, asked);
     asked.catch(() => this.windows.delete(start));
     const [oldest] = this.windows.keys();

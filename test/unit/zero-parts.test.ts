@@ -46,6 +46,8 @@ function sourceOf(runs: Run[]): StatusSource & { asked: [number, number][] } {
   return source;
 }
 
+const whole = ({ size }: { size: number }) => ({ offset: 0, length: size });
+
 /** Whether each cluster of a range has content. */
 function contentOf(runs: Run[], cluster: number, offset: number, end: number): boolean[] {
   const ends = endsOf(runs);
@@ -66,7 +68,7 @@ describe('where zeros begin and end', () => {
     fc.assert(
       fc.asyncProperty(disk, fc.constantFrom(64 * KIB, 2 * MIB), fc.array(fc.tuple(fc.nat(), fc.nat()), { minLength: 1, maxLength: 8 }), async (runs, cluster, asked) => {
         const source = sourceOf(runs);
-        const zeroParts = new ZeroParts(source, cluster);
+        const zeroParts = new ZeroParts(source, cluster, whole(source));
         const clusters = Math.ceil(source.size / cluster);
         for (const [a, b] of asked) {
           const first = a % clusters;
@@ -92,7 +94,7 @@ describe('where zeros begin and end', () => {
   test('is asked for once a window where a disk is copied in sequence, and of no more than a small range', async () => {
     const size = 3 * WINDOW + 5 * MIB;
     const source = sourceOf([{ units: size / UNIT, zero: false }]);
-    const zeroParts = new ZeroParts(source, 64 * KIB);
+    const zeroParts = new ZeroParts(source, 64 * KIB, whole(source));
     const chunks = Array.from({ length: Math.ceil(size / (4 * MIB)) }, (_, i) => 4 * MIB * i);
     for (let i = 0; i < chunks.length; i += 8) {
       const together = chunks.slice(i, i + 8);
@@ -103,11 +105,19 @@ describe('where zeros begin and end', () => {
     expect(source.asked.at(-1)).toEqual([WINDOW, 64 * KIB]);
   });
 
+  test('is asked of nothing outside of the clusters of the request', async () => {
+    const source = sourceOf([{ units: (3 * WINDOW) / UNIT, zero: false }]);
+    const request = { offset: 10 * MIB + 5, length: WINDOW };
+    const zeroParts = new ZeroParts(source, 64 * KIB, request);
+    for (let at = 10 * MIB; at < 74 * MIB; at += 4 * MIB) await zeroParts.partsOf({ offset: at, length: 4 * MIB });
+    expect(source.asked).toEqual([[10 * MIB, WINDOW - 10 * MIB], [WINDOW, 10 * MIB + 64 * KIB]]);
+  });
+
   test('is asked for again after it could not be told', async () => {
     const source = sourceOf([{ units: 1000, zero: false }]);
     const { blockStatus } = source;
     source.blockStatus = () => Promise.reject(new Error('lost'));
-    const zeroParts = new ZeroParts(source, 64 * KIB);
+    const zeroParts = new ZeroParts(source, 64 * KIB, whole(source));
     const range = { offset: 0, length: 4 * MIB };
     await expect(zeroParts.partsOf(range)).rejects.toThrow('lost');
     source.blockStatus = blockStatus;
