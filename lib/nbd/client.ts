@@ -180,7 +180,8 @@ export class NbdClient implements AsyncDisposable {
       hold: (bytes) => connection.hold(bytes),
     });
     const flags = options.reqOne ? COMMAND_FLAG.REQ_ONE : 0;
-    return this.run({ name: 'BLOCK_STATUS', offset, length, flags, reply, bytes: 0 }, options);
+    const answers = this.facts.contexts.size;
+    return this.run({ name: 'BLOCK_STATUS', offset, length, flags, reply, answers, bytes: 0 }, options);
   }
 
   /** Has the server read ahead; QEMU copies from the backing chain where its node does that. */

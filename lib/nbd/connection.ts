@@ -4,7 +4,7 @@ import { AbortGroups } from './abort-groups.js';
 import { nbdErrors } from './errors.js';
 import { COMMAND, encodeRequest, REQUEST_BYTES, type CommandName } from './protocol.js';
 import { Queue, Queued } from './queue.js';
-import { BadReply, type Reply } from './replies.js';
+import { BadReply, LateStatus, type Reply } from './replies.js';
 import { ReplyParser } from './reply-parser.js';
 import type { Transport } from './transport.js';
 
@@ -26,6 +26,8 @@ export interface Command<T> {
   /** Bytes of READ and WRITE that it moves. */
   bytes: number;
   reply: Reply<T>;
+  /** Contexts of a block status, each of which may be answered by itself. */
+  answers?: number;
   signal: AbortSignal | undefined;
 }
 
@@ -63,6 +65,8 @@ export class Connection {
   private readonly aborts = new AbortGroups<Request>((request) => this.abort(request));
   private readonly slots: (Request | undefined)[] = [];
   private readonly freeSlots: number[] = [];
+  /** Of the last block status in a slot, where that failed. */
+  private readonly late = new Map<number, LateStatus>();
   private readonly parser: ReplyParser;
   private inFlight = 0;
   private bytesInFlight = 0;
@@ -80,8 +84,8 @@ export class Connection {
     private readonly limits: Limits,
   ) {
     const table = {
-      find: (generation: number, slot: number) => this.find(generation, slot).command.reply,
-      done: (slot: number) => this.done(slot),
+      find: (generation: number, slot: number) => this.find(generation, slot),
+      done: (slot: number, reply: Reply<unknown>) => this.done(slot, reply),
     };
     this.parser = new ReplyParser(table, structured);
     transport.handlers = {
@@ -190,14 +194,19 @@ export class Connection {
     if (request.command.signal?.aborted) this.abort(request);
   }
 
-  private find(generation: number, slot: number): Request {
+  private find(generation: number, slot: number): Reply<unknown> {
     const request = this.slots[slot];
-    if (request?.generation !== generation) throw new BadReply('a reply to no request');
-    return request;
+    if (request?.generation === generation) return request.command.reply;
+    const late = this.late.get(slot);
+    if (late?.generation === generation && late.left-- > 0) return late;
+    throw new BadReply('a reply to no request');
   }
 
-  private done(slot: number): void {
+  private done(slot: number, reply: Reply<unknown>): void {
+    if (reply instanceof LateStatus) return;
     const request = this.slots[slot]!;
+    const { answers = 1 } = request.command;
+    if (reply.error && answers > 1) this.late.set(slot, new LateStatus(request.generation, answers - 1));
     // Judged before the slot is free: a bad reply loses the connection, and with it the request.
     const outcome = this.outcome(request);
     this.slots[slot] = undefined;

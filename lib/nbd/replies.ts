@@ -156,6 +156,32 @@ export interface StatusRequest {
   hold(bytes: number): void;
 }
 
+/**
+ * What may come of a block status that has failed. QEMU (7.2) calls an error the end of the reply, and then
+ * answers for its other contexts.
+ */
+export class LateStatus extends Reply<void> {
+  constructor(
+    readonly generation: number,
+    /** Answers that may follow. */
+    public left: number,
+  ) {
+    super();
+  }
+
+  result(): void {}
+
+  override fixedBytes(type: number, length: number): number {
+    if (type === CHUNK.BLOCK_STATUS && length >= 12 && length <= MOST_STATUS) return 4;
+    throw new BadReply('no answer to a block status that has failed');
+  }
+
+  /** To nowhere. */
+  override start(_type: number, length: number): Buffer {
+    return Buffer.allocUnsafe(length - 4);
+  }
+}
+
 /** The reply to BLOCK_STATUS: one chunk for each meta context. */
 export class StatusReply extends Reply<ContextStatus[]> {
   private readonly raw = new Map<number, Buffer>();

@@ -17,8 +17,8 @@ import { BadReply, checkErrorLength, type Reply } from './replies.js';
 export interface ReplyTable {
   /** Throws BadReply where no such request waits. */
   find(generation: number, slot: number): Reply<unknown>;
-  /** The reply is complete. */
-  done(slot: number): void;
+  /** The reply, as it was found, is complete. */
+  done(slot: number, reply: Reply<unknown>): void;
 }
 
 /** What the fixed bytes that are being collected are. */
@@ -158,9 +158,10 @@ export class ReplyParser {
   }
 
   private endChunk(): void {
+    const reply = this.reply!;
     this.body = undefined;
     this.reply = undefined;
     this.expect(4, 'magic');
-    if (this.last) this.table.done(this.slot);
+    if (this.last) this.table.done(this.slot, reply);
   }
 }

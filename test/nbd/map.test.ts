@@ -1,3 +1,4 @@
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { ALLOCATION_DEPTH, BASE_ALLOCATION, NbdClient } from '../../lib/nbd/client.js';
 import { statusPages, type StatusStreamOptions } from '../../lib/nbd/status-stream.js';
@@ -92,6 +93,36 @@ describe.each(SERVERS)('%s', (_, tools, start, contexts) => {
         expect(await mapOf(client, context, undefined, { step: 3 * MiB, lanes: 7 })).toEqual(expected);
       }
     });
+  });
+});
+
+/** An entry of its mapping table, at 60 MiB, points to no whole cluster. */
+async function brokenImage(): Promise<string> {
+  const path = scratchPath('broken.qcow2');
+  await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', path, '64M']);
+  await mustRun('qemu-io', ['-f', 'qcow2', '-c', 'write -P 5 0 64M', path]);
+  const file = openSync(path, 'r+');
+  const word = Buffer.alloc(8);
+  const read = (at: number) => (readSync(file, word, 0, 8, at), Number(word.readBigUInt64BE() & 0x00ff_ffff_ffff_fe00n));
+  const entry = read(read(40)) + (60 * MiB) / 65536 * 8;
+  readSync(file, word, 0, 8, entry);
+  word.writeBigUInt64BE(word.readBigUInt64BE() | 0x1200n);
+  writeSync(file, word, 0, 8, entry);
+  closeSync(file);
+  return path;
+}
+
+describe.runIf(requires({ tools: ['qemu-storage-daemon', 'qemu-io'] }))('a status that QEMU can’t tell', () => {
+  test('is its error, though QEMU ends the reply once for each context', async () => {
+    await using server = await storageDaemon(await brokenImage(), 'qcow2');
+    await using client = await NbdClient.connect(server.uri, { metaContexts: CONTEXTS });
+    // QEMU has marked the image as corrupt by then, and reads no more of it: but it goes on answering.
+    for (let i = 0; i < 5; i++) {
+      const asked = [client.blockStatus(56 * MiB, 8 * MiB), client.read(60 * MiB, 4096), client.blockStatus(60 * MiB, MiB)];
+      for (const outcome of await Promise.allSettled(asked)) {
+        expect(outcome).toMatchObject({ reason: { code: expect.stringMatching(/^(EINVAL|EIO)$/) as string } });
+      }
+    }
   });
 });
 
