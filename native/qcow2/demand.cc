@@ -35,18 +35,28 @@ Rules::Rules(const Image& image, const Request& request)
       plain_(request.level != Level::metadata && image.header.cryptMethod == 0),
       clusters_(clustersOf(image.geometry, request.range)) {
   if (!image.header.hasBacking) return;
-  backedClusters_ = geometry_.clustersFor(std::min(request.backingEnd, geometry_.virtualSize));
+  backedEnd_ = std::min(request.backingEnd, geometry_.virtualSize);
 }
 
 uint64_t Rules::alikeUntil(uint64_t guestCluster, uint64_t end) const {
-  return guestCluster < backedClusters_ ? std::min(end, backedClusters_) : end;
+  const uint64_t whole = backedEnd_ >> geometry_.clusterBits;
+  if (guestCluster < whole) return std::min(end, whole);
+  return guestCluster < geometry_.clustersFor(backedEnd_) ? guestCluster + 1 : end;
+}
+
+uint32_t Rules::backedSubclusters(uint64_t guestCluster) const {
+  const uint64_t start = guestCluster << geometry_.clusterBits;
+  if (start >= backedEnd_) return 0;
+  const uint64_t size = geometry_.subclusterSize();
+  const uint64_t count = (backedEnd_ - start + size - 1) / size;
+  return count >= kSubclusters ? 0xffffffff : (1u << count) - 1;
 }
 
 Decision Rules::decide(Entry entry, uint64_t guestCluster) const {
   if (entry.isCompressed()) return Decision{Action::keep, true};
   const bool host = entry.hasHost(geometry_.externalData);
-  const bool backed = guestCluster < backedClusters_;
-  if (geometry_.extended) return decideSubclusters(entry, host, backed);
+  if (geometry_.extended) return decideSubclusters(entry, host, backedSubclusters(guestCluster));
+  const bool backed = guestCluster << geometry_.clusterBits < backedEnd_;
   const bool moves = host && !geometry_.externalData && !entry.isCopied();
   if (host && entry.isZero() && plain_) return Decision{moves ? Action::map : Action::fill, false};
   if (host) return Decision{Action::keep, moves};
@@ -54,10 +64,11 @@ Decision Rules::decide(Entry entry, uint64_t guestCluster) const {
   return Decision{backed ? Action::populate : Action::map, false};
 }
 
-Decision Rules::decideSubclusters(Entry entry, bool host, bool backed) const {
-  const bool complete = (entry.allocated() | entry.zeroed()) == 0xffffffff;
+Decision Rules::decideSubclusters(Entry entry, bool host, uint32_t backed) const {
+  const uint32_t own = entry.allocated() | entry.zeroed();
+  const bool complete = own == 0xffffffff;
   const bool moves = host && !geometry_.externalData && !entry.isCopied();
-  if (!complete && backed) return Decision{Action::populate, moves};
+  if ((~own & backed) != 0) return Decision{Action::populate, moves};
   // What a snapshot has too, and holds no data, needs no copy.
   if (!host || (plain_ && moves && entry.allocated() == 0)) return Decision{Action::map, false};
   const bool full = entry.allocated() == 0xffffffff;

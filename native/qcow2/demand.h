@@ -56,11 +56,14 @@ class Rules {
   bool plain() const { return plain_; }
 
  private:
-  Decision decideSubclusters(Entry entry, bool host, bool backed) const;
+  Decision decideSubclusters(Entry entry, bool host, uint32_t backed) const;
+  /// Those of a cluster that lie over the backing file, up to its end or the disk's: QEMU leaves
+  /// the ones behind the disk's end as they are.
+  uint32_t backedSubclusters(uint64_t guestCluster) const;
 
   Geometry geometry_;
   bool plain_ = false;
-  uint64_t backedClusters_ = 0;
+  uint64_t backedEnd_ = 0;  // bytes
   ClusterRun clusters_;
 };
 

@@ -127,6 +127,22 @@ describe.runIf(runnable)('a qcow2 image at rest', () => {
     await expectOwn(path, 'qcow2', 0, SIZE);
   });
 
+  it.each(['metadata', 'falloc'])('whose zeros end within a subcluster gets storage at %s', async (level) => {
+    for (const tail of [512, 2048, 3584, 7168]) {
+      const [template, path] = [scratchPath('template.raw'), scratchPath('overlay.qcow2')];
+      const size = 2 * MiB + tail;
+      await mustRun('qemu-img', ['create', '-q', '-f', 'raw', template, String(size)]);
+      await qemuIo(template, 'raw', 'write -q -P 5 0 2M');
+      const backing = ['-b', template, '-F', 'raw'];
+      await mustRun('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', 'extended_l2=on', ...backing, path]);
+      const before = await lookBefore(path, 'qcow2', [template]);
+      const words = ['--format', 'qcow2', '--preallocation', level];
+      expect(await allocate(path, ...words)).toMatchObject({ verified: true });
+      await expectSame(path, 'qcow2', before, [template]);
+      await expectOwn(path, 'qcow2', 0, size, true);
+    }
+  });
+
   it('takes no storage for zeros at level metadata but their clusters', async () => {
     const below = await makeBelow('raw', 18);
     const path = await makeOverlay(below);
