@@ -139,8 +139,8 @@ void OpenGate::countOwn(uint64_t opens, std::chrono::steady_clock::time_point be
   if (!notices_->knowOpeners() && mayHideOne(begin)) foreign_++;
 }
 
-// Seen with inotify alone on a busy machine: twice in 200 runs a writer that came while the thread
-// waited for its processor was merged with the own open, and its data was overwritten.
+// Seen with inotify alone on a busy machine: twice in 200 runs the open of a writer that came while
+// the thread waited for its processor was merged with the own one, and the run went on beside it.
 bool OpenGate::mayHideOne(std::chrono::steady_clock::time_point begin) {
   if (std::chrono::steady_clock::now() - begin <= kBriefly) {
     slowOpens_ = 0;
