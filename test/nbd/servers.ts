@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { mustRun, start, type Spawned } from '../support/processes.js';
-import { scratchPath } from '../support/scratch.js';
+import { scratch, scratchPath } from '../support/scratch.js';
 import { waitFor } from '../support/wait.js';
 
 export interface Server extends AsyncDisposable {
@@ -16,7 +16,9 @@ export async function nbdkit(
   socketPath = scratchPath('s'),
 ): Promise<Server> {
   const pidfile = scratchPath('pid');
-  const process = start('nbdkit', ['-f', '-U', socketPath, '-P', pidfile, ...options, ...plugin]);
+  // Its plugin `eval` leaves a folder of scripts behind where it is killed.
+  const env = { TMPDIR: scratch() };
+  const process = start('nbdkit', ['-f', '-U', socketPath, '-P', pidfile, ...options, ...plugin], { env });
   return started(process, socketPath, pidfile, '');
 }
 
