@@ -1,6 +1,7 @@
 /** What the storage tests share: sizes, the command line with its JSON, and judgements of extents. */
-import { closeSync, ftruncateSync, openSync } from 'node:fs';
+import { closeSync, ftruncateSync, openSync, writeFileSync } from 'node:fs';
 import { stat, statfs } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { expect } from 'vitest';
 import { open } from '../../lib/index.js';
 import type { AllocationDone, AllocationRequest, AllocationResult, ByteRange } from '../../lib/types.js';
@@ -200,4 +201,10 @@ export async function holdOpen(path: string, how: '<' | '<>' = '<>'): Promise<Sp
   const spawned = start('sh', ['-c', `exec 9${how}"$0" && echo ready && exec sleep 600`, path]);
   await spawned.output('stdout', /ready/);
   return spawned;
+}
+
+/** ext4 writes zeros over small reserved neighbours of a write, and calls them written. */
+export function keepReserved({ type, device }: Filesystem): void {
+  if (type !== 'ext4' || !device) return;
+  writeFileSync(`/sys/fs/ext4/${basename(device)}/extent_max_zeroout_kb`, '0');
 }

@@ -1,12 +1,9 @@
-import { writeFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
-import { basename } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { open, type Extent } from '../../lib/index.js';
 import type { ByteRange, MapEntry } from '../../lib/types.js';
 import { mountFilesystem, type Filesystem } from '../support/filesystems.js';
-import { filefrag, qemuMap, type FilefragExtent } from '../support/judges.js';
+import { filefrag, qemuMap } from '../support/judges.js';
 import { makePattern, sha256, totalLength, type Segment } from '../support/patterns.js';
 import { requires } from '../support/requirements.js';
 import {
@@ -17,6 +14,7 @@ import {
   emptyFile,
   EXT3,
   EXT4,
+  keepReserved,
   KiB,
   MiB,
   missing,
@@ -28,6 +26,7 @@ import {
   type Level,
   type Storage,
 } from './helpers.js';
+import { add, libraryStretches, states, within, type Stretch } from './stretches.js';
 
 const runnable = requires({ root: true, loop: true, tools: [...TOOLS, ...MKFS_TOOLS, 'chattr'] });
 const seed = Number(process.env.THICKEN_SEED ?? 20_317);
@@ -64,72 +63,10 @@ function cases(block: number, kinds: Segment['kind'][]): fc.Arbitrary<Case> {
     });
 }
 
-type State = 'hole' | 'unwritten' | 'written';
-
-interface Stretch extends ByteRange {
-  state: State;
-}
-
-/** All of a file's bytes by state, neighbours of one state merged. */
-function stretches(extents: readonly FilefragExtent[], size: number): Stretch[] {
-  const found: Stretch[] = [];
-  let at = 0;
-  for (const { offset, length, flags } of extents) {
-    if (offset >= size) break;
-    add(found, { offset: at, length: offset - at, state: 'hole' });
-    const end = Math.min(offset + length, size);
-    add(found, { offset, length: end - offset, state: flags.includes('unwritten') ? 'unwritten' : 'written' });
-    at = end;
-  }
-  add(found, { offset: at, length: size - at, state: 'hole' });
-  return found;
-}
-
-function add(to: Stretch[], stretch: Stretch): void {
-  if (stretch.length <= 0) return;
-  const last = to.at(-1);
-  if (last && last.state === stretch.state) last.length += stretch.length;
-  else to.push({ ...stretch });
-}
-
-function within(all: readonly Stretch[], range: ByteRange): Stretch[] {
-  const found: Stretch[] = [];
-  const end = range.offset + range.length;
-  for (const { offset, length, state } of all) {
-    const from = Math.max(offset, range.offset);
-    add(found, { offset: from, length: Math.min(offset + length, end) - from, state });
-  }
-  return found;
-}
-
 function effectiveOf({ offset, length }: ByteRange, block: number, size: number): ByteRange {
   if (length === 0) return { offset, length };
   const from = Math.floor(offset / block) * block;
   return { offset: from, length: Math.min(Math.ceil((offset + length) / block) * block, size) - from };
-}
-
-async function libraryExtents(path: string): Promise<Extent[]> {
-  await using image = await open(path);
-  const found: Extent[] = [];
-  for await (const extent of image.extents()) found.push(extent);
-  return found;
-}
-
-/** As stretches; each extent must begin where the one before it ended. */
-function libraryStretches(extents: readonly Extent[]): Stretch[] {
-  const found: Stretch[] = [];
-  let at = 0;
-  for (const { offset, length, host } of extents) {
-    expect(offset).toBe(at);
-    expect(length).toBeGreaterThan(0);
-    at += length;
-    add(found, { offset, length, state: host as State });
-  }
-  return found;
-}
-
-async function states(path: string): Promise<Stretch[]> {
-  return stretches(await filefrag(path), (await stat(path)).size);
 }
 
 /** What qemu-img calls data; it takes reserved blocks for holes. */
@@ -176,7 +113,7 @@ describe.runIf(runnable).each(storages)('any range of any pattern on $name', (st
       const before = await states(path);
       // Before anything reads the file: a cached page over a reserved block counts as data.
       if (size % 512 === 0) expect(await qemuData(path)).toEqual(asQemu(before));
-      expect(libraryStretches(await libraryExtents(path))).toEqual(before);
+      expect(await libraryStretches(path)).toEqual(before);
       const content = await sha256(path);
 
       const result = await allocateHere(path, { ...range, preallocation: level });
@@ -192,7 +129,7 @@ describe.runIf(runnable).each(storages)('any range of any pattern on $name', (st
         expect(within(after, outside)).toEqual(within(before, outside));
       }
       expect(await missing(path, level, effective)).toEqual([]);
-      expect(libraryStretches(await libraryExtents(path))).toEqual(after);
+      expect(await libraryStretches(path)).toEqual(after);
       expect((await stat(path)).size).toBe(size);
       expect(await sha256(path)).toBe(content);
       const again = await allocateHere(path, { ...range, preallocation: level });
@@ -201,12 +138,6 @@ describe.runIf(runnable).each(storages)('any range of any pattern on $name', (st
     await fc.assert(property, { seed, numRuns, endOnFailure: !soak });
   });
 });
-
-/** ext4 writes zeros over small reserved neighbours of a write, and calls them written. */
-function keepReserved({ type, device }: Filesystem): void {
-  if (type !== 'ext4' || !device) return;
-  writeFileSync(`/sys/fs/ext4/${basename(device)}/extent_max_zeroout_kb`, '0');
-}
 
 describe.runIf(runnable)('a range through the command line', () => {
   let mounted: Filesystem;

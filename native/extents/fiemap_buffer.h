@@ -1,0 +1,50 @@
+#pragma once
+
+#include <linux/fiemap.h>
+#include <sys/ioctl.h>
+
+#include <vector>
+
+#include "readers.h"
+
+namespace thicken {
+
+/// Room for what FIEMAP answers, and for calls that answer in its form.
+class FiemapBuffer {
+ public:
+  /// Fresh memory for each page would cost more in page faults than the extents do.
+  static FiemapBuffer& ofThread() {
+    thread_local FiemapBuffer buffer;
+    return buffer;
+  }
+
+  /// `most`: at most kExtentsPerCall.
+  Status read(int fd, unsigned long request, Range range, uint32_t most) {
+    fiemap* map = header();
+    *map = fiemap{};
+    map->fm_start = range.offset;
+    map->fm_length = range.length;
+    // Without SYNC, dirty data over reserved blocks is still called unwritten, and delayed
+    // allocations have no place yet.
+    map->fm_flags = FIEMAP_FLAG_SYNC;
+    map->fm_extent_count = most;
+    if (ioctl(fd, request, map) < 0)
+      return Status::failed("ioctl(FS_IOC_FIEMAP)", range.offset, range.length);
+    return {};
+  }
+
+  uint32_t count() { return header()->fm_mapped_extents; }
+  const fiemap_extent* extents() {
+    return reinterpret_cast<const fiemap_extent*>(reinterpret_cast<const char*>(words_.data()) +
+                                                  sizeof(fiemap));
+  }
+
+ private:
+  FiemapBuffer() : words_((sizeof(fiemap) + kExtentsPerCall * sizeof(fiemap_extent)) / 8 + 1) {}
+
+  fiemap* header() { return reinterpret_cast<fiemap*>(words_.data()); }
+
+  std::vector<uint64_t> words_;
+};
+
+}  // namespace thicken
