@@ -149,7 +149,8 @@ void checkMethod(ExtentMethod method, uint32_t seed, size_t segmentCount) {
   for (int round = 0; round < 50; round++) {
     const uint64_t from = random() % whole.length;
     const Range part{from, 1 + random() % (whole.length - from)};
-    CHECK(scan(file.fd(), method, part, 1 + random() % 5) == clip(extents, part));
+    for (size_t pageSize : {1 + random() % 5, 30 + random() % 5})
+      CHECK(scan(file.fd(), method, part, pageSize) == clip(extents, part));
   }
 
   // Past the end of the file there is a hole.
