@@ -11,10 +11,10 @@ constexpr uint32_t kExtentsPerCall = 2048;
 /// A page of extents as it is read: all before `at` is in it, without gaps.
 class Reading {
  public:
-  Reading(int fd, Range range, size_t maxExtents, const CancelFlag& cancel, ExtentPage* page)
-      : fd(fd),
+  Reading(int file, Range range, size_t maxExtents, const CancelFlag& cancel, ExtentPage* into)
+      : fd(file),
         end(range.end()),
-        page(page),
+        page(into),
         at(range.offset),
         most_(maxExtents),
         cancel_(cancel) {}
