@@ -7,9 +7,10 @@ namespace {
 
 Status readBy(ExtentMethod method, Reading* reading) {
   switch (method) {
-    case ExtentMethod::fiemap:
-      readQuickly(reading);
-      return readFiemap(reading);
+    case ExtentMethod::fiemap: {
+      Status status = readQuickly(reading);
+      return status.ok() ? readFiemap(reading) : status;
+    }
     case ExtentMethod::seek:
     case ExtentMethod::pages:
       return readSeek(reading, method == ExtentMethod::pages);

@@ -1,7 +1,3 @@
-#include <linux/fiemap.h>
-#include <linux/fs.h>
-#include <sys/ioctl.h>
-
 #include "fiemap_buffer.h"
 #include "readers.h"
 
@@ -11,7 +7,7 @@ Status readFiemap(Reading* reading) {
   FiemapBuffer& buffer = FiemapBuffer::ofThread();
   while (reading->goesOn()) {
     const Range rest = reading->rest();
-    Status status = buffer.read(reading->fd, FS_IOC_FIEMAP, rest, reading->room(2));
+    Status status = buffer.read(reading->fd, kFiemap, rest, reading->room(2));
     if (!status.ok()) return status;
     bool last = buffer.count() == 0;
     for (uint32_t i = 0; i < buffer.count() && reading->hasRoom(); i++) {
@@ -21,8 +17,7 @@ Status readFiemap(Reading* reading) {
     }
     if (last && reading->hasRoom()) reading->addHole(reading->end);
     // Extents that lie wholly before what was asked for would be given again, for ever.
-    if (reading->at == rest.offset)
-      return Status{EIO, "ioctl(FS_IOC_FIEMAP)", rest.offset, rest.length};
+    if (reading->at == rest.offset) return Status{EIO, kFiemap.name, rest.offset, rest.length};
   }
   return {};
 }

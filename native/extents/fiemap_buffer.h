@@ -1,6 +1,7 @@
 #pragma once
 
 #include <linux/fiemap.h>
+#include <linux/fs.h>
 #include <sys/ioctl.h>
 
 #include <vector>
@@ -9,7 +10,15 @@
 
 namespace thicken {
 
-/// Room for what FIEMAP answers, and for calls that answer in its form.
+/// FIEMAP, or a call that answers in its form.
+struct FiemapCall {
+  unsigned long request;
+  const char* name;
+};
+
+constexpr FiemapCall kFiemap{FS_IOC_FIEMAP, "ioctl(FS_IOC_FIEMAP)"};
+
+/// Room for what such a call answers.
 class FiemapBuffer {
  public:
   /// Fresh memory for each page would cost more in page faults than the extents do.
@@ -19,7 +28,7 @@ class FiemapBuffer {
   }
 
   /// `most`: at most kExtentsPerCall.
-  Status read(int fd, unsigned long request, Range range, uint32_t most) {
+  Status read(int fd, FiemapCall call, Range range, uint32_t most) {
     fiemap* map = header();
     *map = fiemap{};
     map->fm_start = range.offset;
@@ -28,8 +37,8 @@ class FiemapBuffer {
     // allocations have no place yet.
     map->fm_flags = FIEMAP_FLAG_SYNC;
     map->fm_extent_count = most;
-    if (ioctl(fd, request, map) < 0)
-      return Status::failed("ioctl(FS_IOC_FIEMAP)", range.offset, range.length);
+    if (ioctl(fd, call.request, map) < 0)
+      return Status::failed(call.name, range.offset, range.length);
     return {};
   }
 

@@ -16,7 +16,7 @@ constexpr uint64_t kLargestBlock = 64 << 10;  // of xfs
 
 // linux/ext4.h, Linux 5.4: what FIEMAP itself asks first, without a walk through the layers for
 // each extent. Other drivers with ext4's magic don't know the number.
-constexpr unsigned long kExt4Status = _IOWR('f', 42, struct fiemap);
+constexpr FiemapCall kExt4Status{_IOWR('f', 42, struct fiemap), "ioctl(EXT4_IOC_GET_ES_CACHE)"};
 constexpr uint32_t kExt4Hole = 0x08000000;
 
 // ioctl_xfs_getbmapx(2), from xfs/xfs_fs.h.
@@ -34,25 +34,43 @@ constexpr uint32_t kXfsFew = 16;
 constexpr int32_t kXfsWanted = 0x4 | 0x8 | 0x10;  // PREALLOC, DELALLOC, NO_HOLES
 constexpr int32_t kXfsPreallocated = 0x1, kXfsDelayed = 0x2, kXfsShared = 0x8;
 
+// A call that is not known here is FIEMAP's to make up for. Another error is told: an error of the
+// sync is told once, and FIEMAP's own would then see none.
+Status unlessUnknown(Status status) {
+  switch (status.error) {
+    case ENOTTY:
+    case EOPNOTSUPP:
+    case EINVAL:
+    case ENOSYS:
+    case EPERM:
+    case EACCES:
+      return {};
+    default:
+      return status;
+  }
+}
+
 // The extents that ext4 has in memory (extent status tree), holes among them. What it has not lies
 // between two entries, or ends the answer; LAST only means the last in memory. Delayed ones are
 // from writes since the sync, and told by FIEMAP.
-void readExt4(Reading* reading) {
+Status readExt4(Reading* reading) {
   FiemapBuffer& buffer = FiemapBuffer::ofThread();
   while (reading->goesOn()) {
     const uint64_t before = reading->at;
-    if (!buffer.read(reading->fd, kExt4Status, reading->rest(), reading->room(1)).ok()) return;
+    Status status = buffer.read(reading->fd, kExt4Status, reading->rest(), reading->room(1));
+    if (!status.ok()) return unlessUnknown(status);
     for (uint32_t i = 0; i < buffer.count() && reading->hasRoom(); i++) {
       const fiemap_extent& extent = buffer.extents()[i];
       const uint64_t extentEnd = extent.fe_logical + extent.fe_length;
-      if (extent.fe_logical > reading->at || (extent.fe_flags & FIEMAP_EXTENT_DELALLOC)) return;
+      if (extent.fe_logical > reading->at || (extent.fe_flags & FIEMAP_EXTENT_DELALLOC)) return {};
       if (extent.fe_flags & kExt4Hole)
         reading->addHole(std::clamp(extentEnd, reading->at, reading->end));
       else
         reading->addExtent(extent.fe_logical, extent.fe_length, extent.fe_flags);
     }
-    if (reading->at == before) return;
+    if (reading->at == before) break;
   }
+  return {};
 }
 
 uint32_t fiemapFlags(int32_t flags) {
@@ -65,7 +83,7 @@ class XfsBuffer {
  public:
   XfsBuffer() : entries_(kExtentsPerCall + 1) {}
 
-  bool read(int fd, Range range, uint32_t most) {
+  Status read(int fd, Range range, uint32_t most) {
     entries_[0] = {};
     // Whole blocks: xfs rounds the offset down and the length up, each by itself, and would stop
     // short of the end of others.
@@ -75,7 +93,9 @@ class XfsBuffer {
     entries_[0].length = static_cast<int64_t>((to - from) / kSector);
     entries_[0].count = static_cast<int32_t>(most + 1);
     entries_[0].wanted = kXfsWanted;
-    return ioctl(fd, kXfsMap, entries_.data()) == 0;
+    if (ioctl(fd, kXfsMap, entries_.data()) < 0)
+      return Status::failed("ioctl(XFS_IOC_GETBMAPX)", range.offset, range.length);
+    return {};
   }
 
   uint32_t count() const { return static_cast<uint32_t>(entries_[0].entries); }
@@ -87,37 +107,41 @@ class XfsBuffer {
 
 // Writes dirty data out, as FIEMAP does before it answers; GETBMAPX by itself does so only where
 // blocks are still to be found for it, not over reserved ones.
-bool syncFile(Reading* reading) {
-  const Range first{reading->at, 1};
-  return FiemapBuffer::ofThread().read(reading->fd, FS_IOC_FIEMAP, first, 1).ok();
+Status syncFile(Reading* reading) {
+  return FiemapBuffer::ofThread().read(reading->fd, kFiemap, Range{reading->at, 1}, 1);
 }
 
 // XFS's own call takes its lock once for all of an answer, where FIEMAP takes it for each extent
 // and each hole: a third of the time (Linux 6.18).
-void readXfs(Reading* reading) {
+Status readXfs(Reading* reading) {
   thread_local XfsBuffer buffer;
-  if (!reading->goesOn() || reading->room(2) < kXfsFew || !syncFile(reading)) return;
+  if (!reading->goesOn() || reading->room(2) < kXfsFew) return {};
+  Status status = syncFile(reading);
+  if (!status.ok()) return status;
   while (reading->goesOn()) {
     const uint64_t before = reading->at;
     const uint32_t most = reading->room(2);
-    if (!buffer.read(reading->fd, reading->rest(), most)) return;
+    status = buffer.read(reading->fd, reading->rest(), most);
+    if (!status.ok()) return unlessUnknown(status);
     for (uint32_t i = 0; i < buffer.count() && reading->hasRoom(); i++) {
       const XfsExtent& extent = buffer.extents()[i];
       reading->addExtent(static_cast<uint64_t>(extent.offset) * kSector,
                          static_cast<uint64_t>(extent.length) * kSector, fiemapFlags(extent.flags));
     }
     if (buffer.count() < most && reading->hasRoom()) reading->addHole(reading->end);
-    if (reading->at == before) return;
+    if (reading->at == before) break;
   }
+  return {};
 }
 
 }  // namespace
 
-void readQuickly(Reading* reading) {
+Status readQuickly(Reading* reading) {
   struct statfs about {};
-  if (fstatfs(reading->fd, &about) < 0) return;
-  if (about.f_type == EXT4_SUPER_MAGIC) readExt4(reading);
-  if (about.f_type == XFS_SUPER_MAGIC) readXfs(reading);
+  if (fstatfs(reading->fd, &about) < 0) return Status::failed("fstatfs");
+  if (about.f_type == EXT4_SUPER_MAGIC) return readExt4(reading);
+  if (about.f_type == XFS_SUPER_MAGIC) return readXfs(reading);
+  return {};
 }
 
 }  // namespace thicken

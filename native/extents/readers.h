@@ -54,7 +54,7 @@ Status readFiemap(Reading* reading);
 /// What FIEMAP would answer, from where ext4 and xfs have it at hand. Ends early where they can't
 /// tell: another file system, an older kernel, an extent that is not in memory. The rest is
 /// FIEMAP's.
-void readQuickly(Reading* reading);
+Status readQuickly(Reading* reading);
 
 /// SEEK_HOLE and SEEK_DATA (lseek(2)); with `pages`, holes are told apart by cachestat(2).
 Status readSeek(Reading* reading, bool pages);
