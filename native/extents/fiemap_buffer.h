@@ -14,9 +14,12 @@ namespace thicken {
 struct FiemapCall {
   unsigned long request;
   const char* name;
+  uint32_t flags;
 };
 
-constexpr FiemapCall kFiemap{FS_IOC_FIEMAP, "ioctl(FS_IOC_FIEMAP)"};
+// Without SYNC, dirty data over reserved blocks is still called unwritten, and delayed allocations
+// have no place yet.
+constexpr FiemapCall kFiemap{FS_IOC_FIEMAP, "ioctl(FS_IOC_FIEMAP)", FIEMAP_FLAG_SYNC};
 
 /// Room for what such a call answers.
 class FiemapBuffer {
@@ -33,9 +36,7 @@ class FiemapBuffer {
     *map = fiemap{};
     map->fm_start = range.offset;
     map->fm_length = range.length;
-    // Without SYNC, dirty data over reserved blocks is still called unwritten, and delayed
-    // allocations have no place yet.
-    map->fm_flags = FIEMAP_FLAG_SYNC;
+    map->fm_flags = call.flags;
     map->fm_extent_count = most;
     if (ioctl(fd, call.request, map) < 0)
       return Status::failed(call.name, range.offset, range.length);

@@ -11,12 +11,15 @@
 namespace thicken {
 namespace {
 
+// Two calls in place of one: FIEMAP is quicker for fewer.
+constexpr uint32_t kFew = 16;
+
 constexpr uint64_t kSector = 512;
 constexpr uint64_t kLargestBlock = 64 << 10;  // of xfs
 
 // linux/ext4.h, Linux 5.4: what FIEMAP itself asks first, without a walk through the layers for
 // each extent. Other drivers with ext4's magic don't know the number.
-constexpr FiemapCall kExt4Status{_IOWR('f', 42, struct fiemap), "ioctl(EXT4_IOC_GET_ES_CACHE)"};
+constexpr FiemapCall kExt4Status{_IOWR('f', 42, struct fiemap), "ioctl(EXT4_IOC_GET_ES_CACHE)", 0};
 constexpr uint32_t kExt4Hole = 0x08000000;
 
 // ioctl_xfs_getbmapx(2), from xfs/xfs_fs.h.
@@ -29,13 +32,10 @@ struct XfsRequest {
   int32_t count, entries;
 };
 constexpr unsigned long kXfsMap = _IOWR('X', 56, XfsRequest);
-// Two calls in place of one: FIEMAP is quicker for fewer.
-constexpr uint32_t kXfsFew = 16;
 constexpr int32_t kXfsWanted = 0x4 | 0x8 | 0x10;  // PREALLOC, DELALLOC, NO_HOLES
 constexpr int32_t kXfsPreallocated = 0x1, kXfsDelayed = 0x2, kXfsShared = 0x8;
 
-// A call that is not known here is FIEMAP's to make up for. Another error is told: an error of the
-// sync is told once, and FIEMAP's own would then see none.
+// A call that is not known here is FIEMAP's to make up for; another error is told.
 Status unlessUnknown(Status status) {
   switch (status.error) {
     case ENOTTY:
@@ -51,8 +51,9 @@ Status unlessUnknown(Status status) {
 }
 
 // The extents that ext4 has in memory (extent status tree), holes among them. What it has not lies
-// between two entries, or ends the answer; LAST only means the last in memory. Delayed ones are
-// from writes since the sync, and told by FIEMAP.
+// between two entries, or ends the answer; LAST only means the last in memory, and is FIEMAP's
+// where the range goes on: it may end at the largest offset, behind which FIEMAP can't be asked.
+// Delayed ones are from writes since the sync, and told by FIEMAP.
 Status readExt4(Reading* reading) {
   FiemapBuffer& buffer = FiemapBuffer::ofThread();
   while (reading->goesOn()) {
@@ -63,6 +64,7 @@ Status readExt4(Reading* reading) {
       const fiemap_extent& extent = buffer.extents()[i];
       const uint64_t extentEnd = extent.fe_logical + extent.fe_length;
       if (extent.fe_logical > reading->at || (extent.fe_flags & FIEMAP_EXTENT_DELALLOC)) return {};
+      if ((extent.fe_flags & FIEMAP_EXTENT_LAST) && extentEnd < reading->end) return {};
       if (extent.fe_flags & kExt4Hole)
         reading->addHole(std::clamp(extentEnd, reading->at, reading->end));
       else
@@ -75,7 +77,6 @@ Status readExt4(Reading* reading) {
 
 uint32_t fiemapFlags(int32_t flags) {
   return (flags & kXfsPreallocated ? FIEMAP_EXTENT_UNWRITTEN : 0) |
-         (flags & kXfsDelayed ? FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_UNKNOWN : 0) |
          (flags & kXfsShared ? FIEMAP_EXTENT_SHARED : 0);
 }
 
@@ -105,26 +106,19 @@ class XfsBuffer {
   std::vector<XfsExtent> entries_;
 };
 
-// Writes dirty data out, as FIEMAP does before it answers; GETBMAPX by itself does so only where
-// blocks are still to be found for it, not over reserved ones.
-Status syncFile(Reading* reading) {
-  return FiemapBuffer::ofThread().read(reading->fd, kFiemap, Range{reading->at, 1}, 1);
-}
-
 // XFS's own call takes its lock once for all of an answer, where FIEMAP takes it for each extent
 // and each hole: a third of the time (Linux 6.18).
 Status readXfs(Reading* reading) {
   thread_local XfsBuffer buffer;
-  if (!reading->goesOn() || reading->room(2) < kXfsFew) return {};
-  Status status = syncFile(reading);
-  if (!status.ok()) return status;
   while (reading->goesOn()) {
     const uint64_t before = reading->at;
     const uint32_t most = reading->room(2);
-    status = buffer.read(reading->fd, reading->rest(), most);
+    Status status = buffer.read(reading->fd, reading->rest(), most);
     if (!status.ok()) return unlessUnknown(status);
     for (uint32_t i = 0; i < buffer.count() && reading->hasRoom(); i++) {
       const XfsExtent& extent = buffer.extents()[i];
+      // From a write since the sync, and told by FIEMAP, which lets none in between.
+      if (extent.flags & kXfsDelayed) return {};
       reading->addExtent(static_cast<uint64_t>(extent.offset) * kSector,
                          static_cast<uint64_t>(extent.length) * kSector, fiemapFlags(extent.flags));
     }
@@ -134,14 +128,23 @@ Status readXfs(Reading* reading) {
   return {};
 }
 
+// Writes dirty data out as FIEMAP does, once for a page. A failed write-back is told to one call
+// alone, and this one must not lose it.
+Status syncFile(Reading* reading) {
+  return FiemapBuffer::ofThread().read(reading->fd, kFiemap, Range{reading->at, 1}, 1);
+}
+
 }  // namespace
 
 Status readQuickly(Reading* reading) {
   struct statfs about {};
   if (fstatfs(reading->fd, &about) < 0) return Status::failed("fstatfs");
-  if (about.f_type == EXT4_SUPER_MAGIC) return readExt4(reading);
-  if (about.f_type == XFS_SUPER_MAGIC) return readXfs(reading);
-  return {};
+  const bool isExt4 = about.f_type == EXT4_SUPER_MAGIC;
+  if (!isExt4 && about.f_type != XFS_SUPER_MAGIC) return {};
+  if (!reading->goesOn() || reading->room(2) < kFew) return {};
+  Status status = syncFile(reading);
+  if (!status.ok()) return status;
+  return isExt4 ? readExt4(reading) : readXfs(reading);
 }
 
 }  // namespace thicken

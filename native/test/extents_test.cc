@@ -3,8 +3,10 @@
 #include <linux/magic.h>
 #include <sys/vfs.h>
 
+#include <atomic>
 #include <cstring>
 #include <random>
+#include <thread>
 
 #include "check.h"
 #include "temporary_file.h"
@@ -210,6 +212,40 @@ TEST(fiemapMergesAcrossItsBatches) {
   CHECK(isGapless(extents, whole));
   for (size_t pageSize : {2047u, 2048u, 2049u, 4096u})
     CHECK(scan(file.fd(), ExtentMethod::fiemap, whole, pageSize) == extents);
+}
+
+TEST(fiemapTellsOfARangeBehindTheLargestFile) {
+  TemporaryFile file;
+  file.resize(100 << 20);
+  if (!supports(file.fd(), ExtentMethod::fiemap)) return;
+  const Range range{0, 20ull << 40};
+  // The first time brings the hole into memory.
+  for (int i = 0; i < 2; i++)
+    CHECK((scan(file.fd(), ExtentMethod::fiemap, range, 100) ==
+           std::vector<Extent>{{0, range.length, 0, 0}}));
+}
+
+TEST(fiemapOnXfsTellsThePlaceOfAllThatAWriterWrites) {
+  struct statfs facts;
+  CHECK(statfs(TemporaryFile::folder().c_str(), &facts) == 0);
+  // Elsewhere a write gets in between FIEMAP's sync and its answer.
+  if (facts.f_type != XFS_SUPER_MAGIC) return;
+  TemporaryFile file;
+  constexpr uint64_t kSize = 64 << 20;
+  file.resize(kSize);
+  std::atomic<bool> over{false};
+  std::thread writer([&] {
+    const std::vector<uint8_t> block(4096, 7);
+    std::mt19937 random(7);
+    while (!over) file.write(random() % (kSize / 8192) * 8192, block);
+  });
+  size_t unknown = 0;
+  for (int i = 0; i < 60; i++)
+    for (const Extent& extent : scan(file.fd(), ExtentMethod::fiemap, Range{0, kSize}, 4096))
+      if (extent.state == static_cast<uint8_t>(HostState::unknown)) unknown++;
+  over = true;
+  writer.join();
+  CHECK(unknown == 0);
 }
 
 TEST(emptyRangeAndEmptyFileGiveWhatIsThere) {

@@ -7,7 +7,7 @@ import { makePattern, type Segment } from '../support/patterns.js';
 import { cliMain, mustRun, run } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
-import { BTRFS, EXT3, EXT4, KiB, MiB, MKFS_TOOLS, soak, TOOLS, XFS, type Storage } from './helpers.js';
+import { BTRFS, EXT3, EXT4, KiB, makeSparse, MiB, MKFS_TOOLS, soak, TOOLS, XFS, type Storage } from './helpers.js';
 import { libraryStretches, states, within } from './stretches.js';
 
 const runnable = requires({ root: true, loop: true, tools: [...TOOLS, ...MKFS_TOOLS, 'strace'] });
@@ -124,5 +124,28 @@ describe.runIf(runnable).each([
     const calls = readFileSync(log, 'utf8');
     expect(calls).toContain(call);
     expect(calls.split('FS_IOC_FIEMAP').length - 1).toBeLessThan(5);
+  });
+});
+
+describe.runIf(runnable).each([
+  { type: 'ext4', room: 30, mkfs: ['mkfs.ext4', '-q', '-F', '-E', 'lazy_itable_init=1,nodiscard'] },
+  { type: 'xfs', room: 90, mkfs: ['mkfs.xfs', '-q', '-f', '-K'] },
+])('a scan on $type of a file whose data the storage below refused', ({ type, room, mkfs }) => {
+  it('tells the error: a sync is told of it once', async () => {
+    await using below = await mountFilesystem({ type: 'tmpfs', size: room * MiB });
+    const image = makeSparse(`${below.path}/image`, 400 * MiB);
+    await mustRun(mkfs[0]!, [...mkfs.slice(1), image]);
+    const folder = scratchPath('mnt');
+    await mustRun('mkdir', [folder]);
+    await mustRun('mount', ['-t', type, '-o', 'loop', image, folder]);
+    try {
+      const path = `${folder}/disk.raw`;
+      await mustRun('xfs_io', ['-f', '-c', 'truncate 64m', '-c', 'pwrite 0 48m', path]);
+      const { status, stderr } = await run(process.execPath, [cliMain, 'map', '--json', path]);
+      expect(status).not.toBe(0);
+      expect(stderr).toMatch(/ENOSPC|EIO/);
+    } finally {
+      await mustRun('umount', [folder]);
+    }
   });
 });
