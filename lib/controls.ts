@@ -11,8 +11,10 @@ export interface Steered {
 }
 
 export class Controls {
-  readonly cancelFlag: CancelFlag = new (native().CancelFlag)();
   private readonly controller = new AbortController();
+  readonly cancelFlag: CancelFlag = Object.assign(new (native().CancelFlag)(), {
+    signal: this.controller.signal,
+  });
   private gate: { opened: Promise<void>; open: () => void } | undefined;
   private speed = Infinity;
   private iops = Infinity;

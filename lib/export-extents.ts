@@ -1,9 +1,10 @@
 /** Extents of an export as its NBD server tells them, by the protocol's own `base:allocation`. */
 import { HOLE, SERVED_DATA, SERVED_ZEROED, UNKNOWN, type ExtentPage } from './extent.js';
 import { ToldExtents, UnknownExtents } from './extent-source.js';
+import type { CancelFlag } from './native.js';
 import { BASE_ALLOCATION, type NbdClient } from './nbd/client.js';
 import { STATE_HOLE, STATE_ZERO } from './nbd/protocol.js';
-import { statusPages, type StatusPage } from './nbd/status-stream.js';
+import { pagesUntil, type StatusPage } from './nbd/status-stream.js';
 import type { ByteRange } from './types.js';
 
 export class ExportExtents extends ToldExtents {
@@ -19,10 +20,11 @@ export class ExportExtents extends ToldExtents {
     this.mapped = nbd.contexts.includes(BASE_ALLOCATION);
   }
 
-  async *pages(range: ByteRange): AsyncGenerator<ExtentPage, void, undefined> {
+  async *pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
     if (!this.mapped) return yield* new UnknownExtents().pages(range);
     this.holes = 0;
-    for await (const status of statusPages(this.nbd, range, { contexts: [BASE_ALLOCATION] })) {
+    const pages = pagesUntil(cancel?.signal, this.nbd, range, { contexts: [BASE_ALLOCATION] });
+    for await (const status of pages) {
       const page = servedExtents(status);
       this.note(page);
       yield page;

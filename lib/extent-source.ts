@@ -21,7 +21,7 @@ export interface ExtentSource extends AsyncDisposable {
   readonly filesystem: Filesystem | null;
   /** The file that the extents belong to; null where there is none. */
   readonly file: Descriptor | null;
-  /** Pages without a gap from the start of `range` to its end. */
+  /** Pages without a gap from the start of `range` to its end, or to where they were when it was cancelled. */
   pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined>;
 }
 

@@ -8,6 +8,8 @@ import type { ExtentPage } from './extent.js';
 
 export interface CancelFlag {
   cancel(): void;
+  /** Aborts with it, for what waits for an answer and polls nothing. */
+  readonly signal?: AbortSignal;
 }
 
 /** What a bounded piece of work did. */

@@ -38,6 +38,8 @@ type Action<Options> = (
 ) => Promise<number>;
 
 const cancelled = new AbortController();
+/** In which what is under way has ended, unless the storage hangs. */
+const PATIENCE_MS = 1_000;
 
 /** Commands that take the signal themselves, and say how far they came. */
 const ENDS_BY_ITSELF = new Set(['allocate', 'jobs', 'pause', 'resume', 'cancel', 'set-speed']);
@@ -146,8 +148,14 @@ function handleSignals(): void {
       // A second signal is meant: what is in flight is bounded, and safe to be cut short.
       if (cancelled.signal.aborted) process.exit(130);
       cancelled.abort();
+      if (process.stderr.isTTY) setTimeout(tellOfWaiting, PATIENCE_MS).unref();
     });
   }
+}
+
+/** A template's server that hangs may be waited for until its time is over. */
+function tellOfWaiting(): void {
+  process.stderr.write('thicken: waits for what is under way; once more leaves at once\n');
 }
 
 /** Whoever stops listening ends no work; but a map is nothing beside what it prints. */

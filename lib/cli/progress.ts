@@ -38,13 +38,15 @@ async function showBar(target: string, job: Job) {
     if (!bar.isActive) bar.start(progress.total, 0, payloadOf(progress));
     bar.update(progress.position, payloadOf(progress));
   };
-  job.on('progress', show);
-  return {
-    stop: () => {
-      job.off('progress', show);
-      bar.stop();
-    },
+  // Where the process ends at once, the terminal gets its cursor back all the same.
+  const stop = () => {
+    process.off('exit', stop);
+    job.off('progress', show);
+    bar.stop();
   };
+  job.on('progress', show);
+  process.once('exit', stop);
+  return { stop };
 }
 
 function payloadOf({ position, total, rate, secondsLeft, paused }: Progress) {

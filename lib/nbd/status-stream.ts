@@ -50,6 +50,20 @@ export async function* statusPages(
   if (held) yield clipPage(held, range.offset, endOf(range));
 }
 
+/** The same, as extents are read: cancelled by `signal`, the pages end, and whoever cancelled knows. */
+export async function* pagesUntil(
+  signal: AbortSignal | undefined,
+  client: StatusSource,
+  range: ByteRange,
+  options: Omit<StatusStreamOptions, 'signal'>,
+): AsyncGenerator<StatusPage, void, undefined> {
+  try {
+    yield* statusPages(client, range, { ...options, signal });
+  } catch (error) {
+    if (!signal?.aborted) throw error;
+  }
+}
+
 async function* rawPages(client: StatusSource, range: ByteRange, options: StatusStreamOptions) {
   if (range.length === 0) return;
   const leaving = new AbortController();

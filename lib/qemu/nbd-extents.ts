@@ -13,7 +13,7 @@ import {
 import { ToldExtents } from '../extent-source.js';
 import { ALLOCATION_DEPTH, BASE_ALLOCATION, type NbdClient } from '../nbd/client.js';
 import { STATE_HOLE, STATE_ZERO } from '../nbd/protocol.js';
-import { statusPages, type StatusPage } from '../nbd/status-stream.js';
+import { pagesUntil, type StatusPage } from '../nbd/status-stream.js';
 import type { CancelFlag } from '../native.js';
 import type { ByteRange } from '../types.js';
 
@@ -32,9 +32,9 @@ export class NbdExtents extends ToldExtents {
     super();
   }
 
-  async *pages(range: ByteRange, _cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
+  async *pages(range: ByteRange, cancel?: CancelFlag): AsyncGenerator<ExtentPage, void, undefined> {
     const below = this.layersBelow();
-    const pages = statusPages(this.nbd, range, { contexts: CONTEXTS, step: STEP });
+    const pages = pagesUntil(cancel?.signal, this.nbd, range, { contexts: CONTEXTS, step: STEP });
     for await (const page of pages) yield extentsOf(page, below, this.first);
   }
 }

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, mkdirSync, openSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import type { AllocationDone, AllocationResult, ImageInfo, MapEntry, Progress, Verdict } from '../../lib/index.js';
+import { nbdkit } from '../nbd/servers.js';
 import { qemuMap } from '../support/judges.js';
 import { makePattern, type Segment } from '../support/patterns.js';
 import { cli, cliMain, run, spawnCli, start, type Outcome } from '../support/processes.js';
@@ -524,6 +525,21 @@ describe.runIf(requires({ tools: ['script', 'stty'] }))('on a terminal', () => {
     const text = await onTerminal(120, args);
     expect(text).toMatch(/\d+%.*MiB.*\/s/);
     expect(text.split('\n').filter(Boolean)).toHaveLength(1);
+  });
+
+  test.runIf(requires({ tools: ['nbdkit'] }))('an interrupt that has to wait says so, and the next leaves at once', async () => {
+    await using server = await nbdkit(['--filter=delay', 'memory', '64M', 'delay-write=3', 'delay-zero=3']);
+    const allocate = `exec '${process.execPath}' '${cliMain}' allocate --exclusive --preallocation full --speed 4M '${server.uri}'`;
+    await using shown = start('script', ['-qec', `echo "pid $$."; ${allocate}`, '/dev/null']);
+    const pid = Number((await shown.output('stdout', /pid (\d+)\./))[1]);
+    await shown.output('stdout', /MiB\/s/);
+    process.kill(pid, 'SIGINT');
+    await shown.output('stdout', /waits for what is under way.*once more/, { timeout: 2_500 });
+    expect(shown.child.exitCode).toBe(null);
+    process.kill(pid, 'SIGINT');
+    const { status, stdout } = await shown.exit;
+    expect(status).toBe(130);
+    expect(stdout.lastIndexOf('\u001b[?25h'), 'the cursor is shown').toBeGreaterThan(stdout.lastIndexOf('\u001b[?25l'));
   });
 });
 

@@ -1,9 +1,11 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { serveFile } from '../nbd/servers.js';
 import { mountFilesystem } from '../support/filesystems.js';
 import { mustRun } from '../support/processes.js';
 import { requires } from '../support/requirements.js';
 import { scratchPath } from '../support/scratch.js';
+import { waitFor } from '../support/wait.js';
 import {
   expectClean,
   expectFailure,
@@ -82,15 +84,18 @@ describe.runIf(runnable).each(ROUTES)('the template’s server, while %s runs', 
 
 describe.runIf(runnable)('a template’s server that hangs', () => {
   it('holds a killed run’s export, and neither the next run nor QEMU; once it answers, all goes on', async () => {
-    await using server = await serveFile(await makeTemplate(12 * MiB), ['delay'], ['delay-read=40ms']);
+    await using server = await serveFile(await makeTemplate());
     const disk = await makeDisk(server.uri);
     await using host = await startHost({ disks: [disk.overlay] });
-    const spawned = startAllocate(host, { route: 'populate' });
+    const spawned = startAllocate(host, { route: 'populate', speed: '6M' });
     await underway(spawned);
     server.process.kill('SIGSTOP');
-    spawned.kill('SIGKILL');
-    await spawned.exit;
     try {
+      // In this time the next requests are on their way: a run that is killed between two leaves none to wait for.
+      await sleep(1_000);
+      expect(spawned.child.exitCode).toBe(null);
+      spawned.kill('SIGKILL');
+      await spawned.exit;
       const { error } = await expectFailure(startAllocate(host, { route: 'populate' }), ['NBD_BUSY']);
       expect(error.message).toMatch(/waits for the storage/);
       expect(await host.ask('query-status')).toMatchObject({ status: 'prelaunch' });
@@ -98,6 +103,28 @@ describe.runIf(runnable)('a template’s server that hangs', () => {
       server.process.kill('SIGCONT');
     }
     await mustAllocate(host, { route: 'populate' });
+    await expectClean(host);
+    await expectPopulated(host, disk);
+  });
+
+  it('ends with SIGINT a run that reads its map, and another completes once it answers', async () => {
+    await using server = await serveFile(await makeTemplate());
+    const disk = await makeDisk(server.uri);
+    await using host = await startHost({ disks: [disk.overlay] });
+    server.process.kill('SIGSTOP');
+    try {
+      const spawned = startAllocate(host);
+      await waitFor('a look at the map', async () => (await host.ask('query-block-exports') as unknown[]).length > 0);
+      // The export is there; a request follows within milliseconds, and is not answered.
+      await sleep(1_000);
+      spawned.kill('SIGINT');
+      const { done } = await expectFailure(spawned, ['CANCELLED'], 130);
+      expect(done).toMatchObject({ allocated: 0 });
+      expect(await host.ask('query-status')).toMatchObject({ status: 'prelaunch' });
+    } finally {
+      server.process.kill('SIGCONT');
+    }
+    await mustAllocate(host);
     await expectClean(host);
     await expectPopulated(host, disk);
   });

@@ -61,6 +61,19 @@ describe.runIf(runnable)('a server', () => {
     await expectSame(path, 'raw', copy);
   });
 
+  test('that hangs on its map: SIGINT ends the run', async () => {
+    const { path, copy } = await imageOf('raw');
+    await using server = await nbdkit(['file', path, 'delay-extents=600'], ['--filter=delay']);
+    await using run = spawnCli(['allocate', '--exclusive', '--json', server.uri]);
+    await sleep(1_000);
+    expect(run.child.exitCode).toBe(null);
+    run.kill('SIGINT');
+    const outcome = await run.exit;
+    expect(outcome.status, outcome.stderr).toBe(130);
+    expect(refusal(outcome)).toMatchObject({ error: { code: 'CANCELLED' }, done: { allocated: 0 } });
+    await expectSame(path, 'raw', copy);
+  });
+
   test('that is slow is waited for, and SIGTERM ends the run after what is in flight', async () => {
     const { path, copy } = await imageOf('raw');
     await using server = await nbdkit(['file', path, 'delay-read=200ms', 'delay-write=200ms'], ['--filter=delay']);
