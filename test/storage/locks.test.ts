@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { ImageInfo } from '../../lib/types.js';
+import { deviceName } from '../../lib/users.js';
 import { mountFilesystem, type Filesystem } from '../support/filesystems.js';
 import { hostBytes } from '../support/judges.js';
 import { attachLoop } from '../support/loop.js';
@@ -43,8 +44,11 @@ async function pattern(path: string): Promise<string> {
 
 /** OFD locks on a file, by byte, as the kernel tells them. */
 async function lockedBytes(path: string): Promise<number[]> {
-  const { ino } = await stat(path);
-  const lines = readFileSync('/proc/locks', 'utf8').split('\n').filter((line) => line.includes(`:${ino} `));
+  const { dev, ino } = await stat(path);
+  const [major, minor] = deviceName(dev).split(':').map((part) => Number(part).toString(16).padStart(2, '0'));
+  // With the device: other tests lock files of the same number on file systems of their own.
+  const name = ` ${major}:${minor}:${ino} `;
+  const lines = readFileSync('/proc/locks', 'utf8').split('\n').filter((line) => line.includes(name));
   const bytes = lines.flatMap((line) => {
     // Neighbours of one owner are told as one range.
     const [, first, last] = / (\d+) (\d+)$/.exec(line)!.map(Number) as [number, number, number];
