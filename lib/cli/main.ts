@@ -142,13 +142,13 @@ function translate(error: unknown): ThickenError {
   return usageError(message.replace(/\s*\n\s*/g, ' '), 'see thicken --help');
 }
 
-function handleSignals(): void {
+function handleSignals(args: string[]): void {
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     process.on(signal, () => {
       // A second signal is meant: what is in flight is bounded, and safe to be cut short.
       if (cancelled.signal.aborted) process.exit(130);
       cancelled.abort();
-      if (process.stderr.isTTY) setTimeout(tellOfWaiting, PATIENCE_MS).unref();
+      if (process.stderr.isTTY && !tellsInLines(args)) setTimeout(tellOfWaiting, PATIENCE_MS).unref();
     });
   }
 }
@@ -179,9 +179,13 @@ function failAtExit(error: NodeJS.ErrnoException): void {
   process.once('exit', () => (process.exitCode ||= 1));
 }
 
+/** Whether stderr carries JSON alone, a line for each. */
+function tellsInLines(args: string[]): boolean {
+  return args.includes('--progress=json') || args.some((arg, i) => `${arg} ${args[i + 1]}` === '--progress json');
+}
+
 function printFailure(failure: ThickenError, args: string[]): void {
-  const lines = args.some((arg, i) => `${arg} ${args[i + 1]}` === '--progress json');
-  if (lines || args.includes('--progress=json')) printErrorLine(failure);
+  if (tellsInLines(args)) printErrorLine(failure);
   else printError(failure);
 }
 
@@ -195,7 +199,7 @@ async function leave(): Promise<void> {
 }
 
 async function main(args: string[]): Promise<void> {
-  handleSignals();
+  handleSignals(args);
   const unread = new Promise<never>((_, reject) => {
     handleLostOutput(() => args[0] === 'map' && reject(ENOUGH));
   });

@@ -527,6 +527,18 @@ describe.runIf(requires({ tools: ['script', 'stty'] }))('on a terminal', () => {
     expect(text.split('\n').filter(Boolean)).toHaveLength(1);
   });
 
+  test.runIf(requires({ tools: ['nbdkit'] }))('an interrupt adds no words to lines of JSON', async () => {
+    await using server = await nbdkit(['--filter=delay', 'memory', '64M', 'delay-write=3', 'delay-zero=3']);
+    const allocate = `exec '${process.execPath}' '${cliMain}' allocate --exclusive --preallocation full --progress json '${server.uri}'`;
+    await using shown = start('script', ['-qec', `echo "pid $$."; ${allocate}`, '/dev/null']);
+    const pid = Number((await shown.output('stdout', /pid (\d+)\./))[1]);
+    await shown.output('stdout', /"position":[1-9]/);
+    process.kill(pid, 'SIGINT');
+    const { status, stdout } = await shown.exit;
+    expect(status).toBe(130);
+    expect(stdout).not.toMatch(/waits for/);
+  });
+
   test.runIf(requires({ tools: ['nbdkit'] }))('an interrupt that has to wait says so, and the next leaves at once', async () => {
     await using server = await nbdkit(['--filter=delay', 'memory', '64M', 'delay-write=3', 'delay-zero=3']);
     const allocate = `exec '${process.execPath}' '${cliMain}' allocate --exclusive --preallocation full --speed 4M '${server.uri}'`;
